@@ -1,0 +1,62 @@
+"""Datasets and encoders for visual reinforcement learning, after VRL3.
+
+The public names are listed in `_PUBLIC` and imported on first use, so `import vrl3data` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vrl3data.app import convert as convert
+    from vrl3data.dataset import Dataset as Dataset
+    from vrl3data.dataset import open_dataset as open
+    from vrl3data.record import Recorder as Recorder
+    from vrl3data.schema import Episode as Episode
+    from vrl3data.schema import Feature as Feature
+    from vrl3data.schema import Schema as Schema
+    from vrl3data.validation import validate as validate
+    from vrl3data.writer import Writer as Writer
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "open": "vrl3data.dataset:open_dataset",
+    "Dataset": "vrl3data.dataset:Dataset",
+    "Episode": "vrl3data.schema:Episode",
+    "Schema": "vrl3data.schema:Schema",
+    "Feature": "vrl3data.schema:Feature",
+    "Writer": "vrl3data.writer:Writer",
+    "Recorder": "vrl3data.record:Recorder",
+    "convert": "vrl3data.app:convert",
+    "validate": "vrl3data.validation:validate",
+}
+
+__all__ = [
+    "Dataset",
+    "Episode",
+    "Feature",
+    "Recorder",
+    "Schema",
+    "Writer",
+    "convert",
+    "open",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vrl3data' has no attribute {name!r}")
+    from vrl3data.guard import check_neighbours
+
+    check_neighbours()
+    module, attribute = _PUBLIC[name].split(":")
+    value: object = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

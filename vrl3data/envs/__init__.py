@@ -1,0 +1,1 @@
+"""Simulated environments: the only files that import mujoco."""
