@@ -1,0 +1,1 @@
+"""Cards and pages that describe a dataset to people and to the hub."""

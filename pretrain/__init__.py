@@ -1,0 +1,1 @@
+"""Stage 1: encoders trained on datasets. Empty in this release."""

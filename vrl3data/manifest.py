@@ -1,0 +1,188 @@
+"""dataset.json: what a dataset is and what it was made from (FORMAT.md 8, 9)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vrl3data import __version__, shard, storage
+from vrl3data.errors import DamagedError, locate
+from vrl3data.schema import Schema
+
+MANIFEST = "dataset.json"
+SHARD_SIZE = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every byte of the shards follows from, beside the source itself."""
+
+    converter: str
+    converter_version: int = 1
+    source_name: str = ""
+    source_identity: str = ""
+    source_files: int = 0
+    source_bytes: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    shard_size: int = SHARD_SIZE
+
+    def to_json(self) -> dict[str, Any]:
+        source = {"name": self.source_name, "identity": self.source_identity}
+        source |= {"files": self.source_files, "bytes": self.source_bytes}  # type: ignore[dict-item]
+        data = {
+            "tool": f"vrl3data {__version__}",
+            "versions": dict(self.versions),
+            "converter": self.converter,
+            "converter_version": self.converter_version,
+            "source": source,
+            "options": dict(self.options),
+            "storage": {"shard_size": self.shard_size},
+        }
+        return json.loads(json.dumps(data))
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """All that is decided about a dataset before its first sample."""
+
+    schema: Schema
+    name: str
+    provenance: Provenance
+    license: str = "unknown"
+    description: str = ""
+
+    @property
+    def dataset_id(self) -> str:
+        text = shard.dumps([self.provenance.to_json(), self.schema.to_json(), self.schema.kind])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    samples: int = 0
+    steps: int = 0
+    shards: tuple[ShardInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of dataset.json."""
+
+    schema: Schema
+    dataset_id: str
+    provenance: Mapping[str, Any]
+    name: str = ""
+    license: str = "unknown"
+    description: str = ""
+    splits: Mapping[str, SplitInfo] = field(default_factory=dict)
+    subsets: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+    content: Mapping[str, Any] = field(default_factory=dict)
+    lossy: Mapping[str, Any] | None = None
+    skipped: tuple[Mapping[str, str], ...] = ()
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    """False for a dataset that is still being written; never stored."""
+
+    @property
+    def samples(self) -> int:
+        return sum(split.samples for split in self.splits.values())
+
+    @property
+    def steps(self) -> int:
+        return sum(split.steps for split in self.splits.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for split in self.splits.values() for item in split.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        head = {"format": shard.FORMAT, "requires": self.schema.requires(), "kind": self.schema.kind}
+        body = {
+            key: getattr(self, key)
+            for key in ("name", "license", "description", "dataset_id", "fingerprint", "subsets", "content", "lossy")
+        }
+        tail = {"skipped": list(self.skipped), "stats": self.stats, "run": self.run}
+        splits = {"splits": {name: asdict(split) for name, split in self.splits.items()}}
+        data = head | body | splits | {"schema": self.schema.to_json(), "provenance": self.provenance} | tail
+        return {key: value for key, value in data.items() if key != "lossy" or value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        schema = Schema.from_json(data["kind"], data["schema"])
+        plain = ("dataset_id", "provenance", "name", "license", "description", "subsets", "fingerprint")
+        more = ("content", "lossy", "stats", "run")
+        values = {key: data[key] for key in (*plain, *more) if key in data}
+        splits = {
+            name: SplitInfo(item["samples"], item["steps"], tuple(ShardInfo(**_known(entry)) for entry in item["shards"]))
+            for name, item in data["splits"].items()
+        }
+        return cls(schema, splits=splits, skipped=tuple(data.get("skipped", ())), **values)
+
+    @classmethod
+    def from_head(cls, head: Mapping[str, Any]) -> Manifest:
+        """What `__meta__` alone tells: for a dataset without dataset.json."""
+        schema = Schema.from_json(head["kind"], head["schema"])
+        return cls(schema, head["dataset_id"], head["provenance"], complete=False)
+
+    def write(self, directory: Path) -> None:
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=True, allow_nan=False)
+        storage.replace_file(directory / MANIFEST, text.encode("ascii") + b"\n")
+
+    def with_stats(self, stats: Mapping[str, Any]) -> Manifest:
+        return replace(self, stats=stats)
+
+
+def read(directory: Path) -> Manifest | None:
+    """The manifest of a dataset, None if there is none, DamagedError if it is not one."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    with locate(path=path):
+        try:
+            return Manifest.from_json(shard.check_head(json.loads(path.read_bytes())))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
+
+
+def fingerprint(digests: Iterable[str]) -> str:
+    """FORMAT.md 9: independent of order, shards and lossless codecs."""
+    total = hashlib.sha256()
+    for digest in sorted(digests):
+        total.update(digest.encode() + b"\n")
+    return total.hexdigest()
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`options.image_size: 84 there, 100 now`, for every leaf that differs."""
+    found: list[str] = []
+    for key in sorted(set(there) | set(now)):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} now")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("name", "samples", "bytes", "sha256")}

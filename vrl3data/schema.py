@@ -1,0 +1,212 @@
+"""What a dataset holds: features, their schema, and episodes in memory (FORMAT.md 4).
+
+Letters: T steps, N rows of a feature.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vrl3data.errors import FormatError, SchemaError, did_you_mean
+
+Kind = Literal["episodes", "images"]
+Array = npt.NDArray[Any]
+Rows = Iterator[Array]
+
+NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+SPLIT = re.compile(r"[a-z0-9_]+")
+DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16",
+          "float32", "float64")  # fmt: skip
+ROWS = ("step", "state", "episode")
+EXTRAS = ("annotations.json", "preview.jpg")
+PREVIEW = "preview.jpg"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of a dataset. `shape` is that of one row; `rows` says how many there are (FORMAT.md 4)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    rows: str = "step"
+    codec: str = "raw"
+    lossless: bool = True
+    unit_rows: int = 1
+    encoder: str = ""
+    names: tuple[str, ...] = ()
+    unit: str = ""
+    bounds: tuple[Any, Any] | None = None
+    description: str = ""
+    color: str = ""
+    flip: str = ""
+    fit: str = ""
+    intrinsics: tuple[tuple[float, ...], ...] = ()
+    extrinsics: tuple[tuple[float, ...], ...] = ()
+    renderer: str = ""
+    scale_m: float = 0.0
+    quaternion: str = ""
+    representation: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise SchemaError(f"feature name {self.name!r} must be lower-case words joined by dots")
+        if self.dtype not in DTYPES:
+            raise SchemaError(f"feature {self.name}: dtype {self.dtype!r}{did_you_mean(self.dtype, DTYPES)}")
+        if self.rows not in ROWS:
+            raise FormatError(f"feature {self.name}: rows {self.rows!r} is not known to this version")
+        if any(not isinstance(size, int) or size < -1 for size in self.shape):
+            raise SchemaError(f"feature {self.name}: shape {self.shape} must hold whole numbers")
+
+    @property
+    def codec_name(self) -> str:
+        return self.codec.partition(":")[0]
+
+    @property
+    def is_image(self) -> bool:
+        """A camera: uint8 rows of height x width x channels."""
+        return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[-1] in (1, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from the default, besides the keys that FORMAT.md wants always."""
+        always = {"name", "dtype", "shape", "rows", "codec", "lossless"}
+        coded = {"unit_rows", "encoder"} if self.codec_name not in ("raw", "text") else set()
+        return {
+            item.name: _plain(getattr(self, item.name))
+            for item in fields(self)
+            if item.name in always | coded or getattr(self, item.name) != item.default
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Feature:
+        """Unknown keys are ignored: a later minor version may have added them."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: _frozen(value) for key, value in data.items() if key in known})
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The features of a dataset, in the order of their members, and the extra members."""
+
+    kind: Kind
+    features: tuple[Feature, ...]
+    extras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise SchemaError(f"feature names are not unique: {sorted(names)}")
+        for extra in self.extras:
+            if extra not in EXTRAS:
+                raise FormatError(f"extra member {extra!r} is not known to this version")
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise SchemaError(f"no feature {name!r}{did_you_mean(name, self.names)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def cameras(self) -> tuple[Feature, ...]:
+        return tuple(feature for feature in self.features if feature.is_image)
+
+    def requires(self) -> list[str]:
+        """What a reader must know to read this (FORMAT.md 3)."""
+        return sorted({f"codec:{f.codec_name}" for f in self.features if f.codec_name not in ("raw", "text")})
+
+    def to_json(self) -> dict[str, Any]:
+        return {"features": [feature.to_json() for feature in self.features], "extras": list(self.extras)}
+
+    @classmethod
+    def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Schema:
+        features = tuple(Feature.from_json(feature) for feature in data["features"])
+        return cls(kind, features, tuple(data.get("extras", ())))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One sample on its way into a dataset: an episode, or an image in kind `images`.
+
+    `values` maps each feature to an array with rows first, or, so that an episode need not fit in memory,
+    to an iterator of blocks of rows. For images, `image` may be the bytes of a JPEG file (codec `jpeg`).
+    `length` is T. What the source does not say stays -1 or empty.
+    """
+
+    name: str
+    values: Mapping[str, Array | Rows | bytes]
+    length: int = 0
+    final_observation: bool = False
+    terminated: int = -1
+    truncated: int = -1
+    success: int = -1
+    start_time_ns: int = -1
+    label: int = -1
+    class_name: str = ""
+    task: str = ""
+    origin: str = "unknown"
+    source: str = ""
+    source_sha256: str = ""
+    split: str = "train"
+    subsets: tuple[str, ...] = ()
+    source_meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def row_count(self, feature: Feature) -> int:
+        """How many rows `feature` has in this episode."""
+        counts = {"step": self.length, "state": self.length + int(self.final_observation), "episode": 1}
+        return counts[feature.rows]
+
+
+def check_rows(value: Array, feature: Feature) -> Array:
+    """`value` as a little-endian C array if it is a block of rows of `feature`; else SchemaError."""
+    array = np.asarray(value)
+    if array.dtype.name != feature.dtype:
+        raise SchemaError(f"expected dtype {feature.dtype}, found {array.dtype.name}")
+    row = array.shape[1:]
+    fits = array.ndim > 0 and len(row) == len(feature.shape)
+    if not fits or any(want not in (-1, got) for want, got in zip(feature.shape, row, strict=True)):
+        raise SchemaError(f"expected rows of shape {feature.shape}, found an array of shape {array.shape}")
+    little = array.dtype.newbyteorder("<")
+    return np.require(array.astype(little, copy=False), requirements="C")
+
+
+def check(episode: Episode, schema: Schema) -> None:
+    """SchemaError if the features of `episode` are not those of `schema`. Rows are checked while writing."""
+    missing = sorted(set(schema.names) - set(episode.values))
+    unknown = sorted(set(episode.values) - set(schema.names))
+    if unknown:
+        raise SchemaError(f"feature {unknown[0]!r} is not in the schema{did_you_mean(unknown[0], missing)}")
+    if missing and schema.kind == "images":
+        raise SchemaError(f"an image needs the features {', '.join(missing)}")
+    if not SPLIT.fullmatch(episode.split):
+        raise SchemaError(f"split {episode.split!r} must be lower-case letters, digits and underscores")
+    if schema.kind == "episodes" and episode.length < 1:
+        raise SchemaError("an episode needs at least one step")
+    for word in (*episode.subsets, episode.origin):
+        if "," in word or not word:
+            raise SchemaError(f"subset or origin {word!r} must not be empty or hold a comma")
+    if len(missing) == len(schema.names):
+        raise SchemaError("the episode has no features")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, NumPy numbers become numbers."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

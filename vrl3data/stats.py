@@ -1,0 +1,105 @@
+"""Statistics of a dataset, exact for numbers, from a sample of frames for cameras."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vrl3data.dataset import Dataset
+from vrl3data.schema import Array, Feature
+
+MAX_FRAMES = 2000
+"""Frames of each camera that enter the statistics, spread evenly over the samples."""
+LISTED_FILES = 100
+MAX_WIDTH = 512
+"""Features with more numbers in a row than this get one statistic for all of them."""
+
+
+def compute(dataset: Dataset) -> dict[str, Any]:
+    """`{"fingerprint": ..., "features": {name: {mean, std, min, max, rows, nan}}}`, over all splits.
+
+    Per entry of the row for numbers, per channel (0..255) for cameras. NaN are counted and left out.
+    """
+    features = {}
+    for feature in dataset.schema.features:
+        if feature.codec_name != "text" and feature.rows != "episode" or feature.is_image:
+            blocks = _frames(dataset, feature) if feature.is_image else _numbers(dataset, feature)
+            features[feature.name] = _summary(blocks)
+    return {"fingerprint": dataset.manifest.fingerprint, "features": features}
+
+
+def _numbers(dataset: Dataset, feature: Feature) -> Iterable[Array]:
+    width = int(np.prod(feature.shape))
+    for item in dataset:
+        if feature.name not in item.absent:
+            yield item[feature.name].reshape(-1, width if width <= MAX_WIDTH else 1).astype(np.float64)
+
+
+def _frames(dataset: Dataset, feature: Feature) -> Iterable[Array]:
+    per_sample = -(-MAX_FRAMES // max(1, len(dataset)))
+    stride = -(-len(dataset) // MAX_FRAMES)
+    for position in range(0, len(dataset), stride):
+        item = dataset[position]
+        if feature.name in item.absent:
+            continue
+        count = item.row_count(feature.name)
+        for row in sorted({int(r) for r in np.linspace(0, count - 1, min(count, per_sample))}):
+            yield item.rows(feature.name, row, row + 1).reshape(-1, feature.shape[-1]).astype(np.float64)
+
+
+def _summary(blocks: Iterable[Array]) -> dict[str, Any]:
+    """Merged block by block (Chan et al. 1979), so that large means do not eat small deviations."""
+    count: Array | None = None
+    for block in blocks:
+        with np.errstate(invalid="ignore"):
+            number = np.sum(np.isfinite(block), axis=0)
+            clean = np.where(np.isfinite(block), block, 0.0)
+            mean_b = clean.sum(axis=0) / np.maximum(number, 1)
+            square_b = (np.where(np.isfinite(block), block - mean_b, 0.0) ** 2).sum(axis=0)
+            low_b = np.where(np.isfinite(block), block, np.inf).min(axis=0, initial=np.inf)
+            high_b = np.where(np.isfinite(block), block, -np.inf).max(axis=0, initial=-np.inf)
+        if count is None:
+            rows, count, mean, square, low, high = len(block), number, mean_b, square_b, low_b, high_b
+            continue
+        total = np.maximum(count + number, 1)
+        shift = mean_b - mean
+        square = square + square_b + shift**2 * count * number / total
+        mean, count = mean + shift * number / total, count + number
+        low, high, rows = np.minimum(low, low_b), np.maximum(high, high_b), rows + len(block)
+    if count is None:
+        return {"rows": 0}
+    std = np.sqrt(square / np.maximum(count, 1))
+    summary = {"rows": rows, "nan": int((rows - count).sum())}
+    return summary | {
+        key: [round(float(v), 6) if np.isfinite(v) else 0.0 for v in value]
+        for key, value in (("mean", mean), ("std", std), ("min", low), ("max", high))
+    }
+
+
+def content(table: pa.Table) -> dict[str, Any]:
+    """Hashes of the source files that the samples name (FORMAT.md 8)."""
+    pairs = sorted(set(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)) - {("", "")})
+    total = hashlib.sha256()
+    for name, digest in pairs:
+        total.update(f"{name} {digest}\n".encode())
+    listed = [{"source": name, "sha256": digest} for name, digest in pairs[:LISTED_FILES]]
+    return {"files": len(pairs), "sha256": total.hexdigest() if pairs else "", "listed": listed}
+
+
+def lossy(table: pa.Table) -> dict[str, Any] | None:
+    """Measured loss over the samples that have one (FORMAT.md 8)."""
+    measured = table.filter(pc.greater_equal(table["psnr"], 0.0))
+    if not len(measured):
+        return None
+    psnr, error = measured["psnr"], measured["max_error"]
+    return {
+        "samples": len(measured),
+        "psnr_min": pc.min(psnr).as_py(),
+        "psnr_mean": round(pc.mean(psnr).as_py(), 2),
+        "max_error": pc.max(error).as_py(),
+    }

@@ -1,0 +1,369 @@
+"""Writes a dataset so that what was confirmed survives anything, and goes on where it stopped (FORMAT.md 6)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import filelock
+import xxhash
+
+from vrl3data import index, manifest, shard, stats, storage
+from vrl3data.dataset import Dataset
+from vrl3data.errors import DamagedError, DestinationError, FormatError, locate
+from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
+from vrl3data.report import Reporter, Silent
+from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.schema import Episode
+
+CONFIRM_IMAGES = 1000
+CONFIRM_BYTES = 64 * 1024**2
+COPY_BYTES = 4 * 1024**2
+LOCK = ".vrl3data.lock"
+SPOOL = ".spool"
+RESUME_HINT = "what was confirmed is safe; run the same command again to go on"
+
+
+@dataclass
+class _Split:
+    """The shards of one split while they are written."""
+
+    name: str
+    number: int = 0
+    file: BinaryIO | None = None
+    path: Path = Path()
+    bytes: int = 0
+    in_shard: int = 0
+    samples: int = 0
+    steps: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+    shards: list[ShardInfo] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        assert self.file is not None
+        self.file.write(data)
+        self.sha256.update(data)
+        self.bytes += len(data)
+
+
+class Writer:
+    """Appends samples in order. As a context manager it finishes the dataset, or on an error leaves it resumable.
+
+    Raises DestinationError if `path` holds something else, DamagedError if it holds a damaged dataset.
+    One writer at a time; readers may open the directory meanwhile. `complete` is true when the directory
+    already holds this very dataset, finished: there is nothing to do then.
+    """
+
+    def __init__(self, path: Path | str, spec: DatasetSpec, reporter: Reporter | None = None) -> None:
+        self.path, self.spec, self.reporter = Path(path), spec, reporter or Silent()
+        provenance = spec.provenance
+        self.identity = Identity(provenance.source_identity, provenance.converter, provenance.options)
+        self.complete = False
+        self.splits: dict[str, _Split] = {}
+        self.present: set[str] = set()
+        self.skipped: list[Mapping[str, str]] = []
+        self._unconfirmed: list[tuple[str, int, str]] = []
+        self._unconfirmed_bytes = 0
+        self._index = index.IndexBuilder(spec.schema)
+        with storage.writing(self.path):
+            _check_target(self.path)
+            (self.path / "data").mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
+        try:
+            self._take_over()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def spool(self) -> Path:
+        """Where large members wait; only for this writer and its workers."""
+        return self.path / SPOOL
+
+    def has(self, name: str) -> bool:
+        """Whether the sample of that name is already written."""
+        return self.identity.sample_id(name) in self.present
+
+    def write(self, episode: Episode) -> None:
+        """Encode and append one episode or image."""
+        self.append(encode(episode, self.spec.schema, self.identity, self.spool))
+
+    def append(self, sample: EncodedSample) -> None:
+        """Append one encoded sample; it is confirmed at once, or with the next batch in kind `images`."""
+        name, sample_id = sample.meta["name"], sample.meta["id"]
+        with locate(episode=name):
+            if sample_id in self.present:
+                raise DestinationError("a sample of this name is already in the dataset")
+            with storage.writing(self.path, RESUME_HINT):
+                split = self._room(sample.meta["split"], sample.shard_bytes)
+                key = split.samples
+                members = self._put(split, key, sample)
+                self._index.add(split.path.name.removesuffix(shard.PART), shard.Entry(key, members, sample.meta))
+                split.samples += 1
+                split.in_shard += 1
+                split.steps += sample.meta.get("length", 0)
+                self.present.add(sample_id)
+                self._unconfirmed.append((split.name, key, sample_id))
+                self._unconfirmed_bytes += sample.shard_bytes
+                if self._due():
+                    self.confirm()
+
+    def _due(self) -> bool:
+        if self.spec.schema.kind == "episodes":
+            return True
+        return len(self._unconfirmed) >= CONFIRM_IMAGES or self._unconfirmed_bytes >= CONFIRM_BYTES
+
+    def confirm(self) -> None:
+        """Flush and sync everything appended so far."""
+        for split in self.splits.values():
+            if split.file is not None:
+                split.file.flush()
+                os.fsync(split.file.fileno())
+        if self._unconfirmed:
+            self.reporter.event("confirmed", samples=self._unconfirmed)
+        self._unconfirmed, self._unconfirmed_bytes = [], 0
+
+    def skip(self, source: str, reason: str) -> None:
+        """Note a source that did not become a sample; it is listed in the manifest."""
+        self.skipped.append({"source": source, "reason": reason})
+
+    def finish(self, run: Mapping[str, Any] | None = None) -> Manifest:
+        """Close all shards; write index, statistics and, last, the manifest."""
+        with storage.writing(self.path, RESUME_HINT):
+            self.confirm()
+            for split in self.splits.values():
+                self._close_shard(split)
+            table = self._index.table()
+            index.write(self.path, table, self.spec.dataset_id, index.shard_sizes(self.path))
+            found = _manifest(self.spec, self.splits, table, tuple(self.skipped), run or {})
+            with Dataset(self.path, found, table, verify="off") as dataset:
+                found = found.with_stats(stats.compute(dataset))
+            found.write(self.path)
+            self.complete = True
+        self.close()
+        return found
+
+    def close(self) -> None:
+        """Let go of the directory; unfinished shards stay as they are, readable and resumable."""
+        for split in self.splits.values():
+            if split.file is not None:
+                with suppress(OSError):  # an earlier error has told of the full disk; only buffers are lost
+                    split.file.close()
+                split.file = None
+        if self.spool.is_dir():
+            for leftover in self.spool.iterdir():
+                leftover.unlink(missing_ok=True)
+            self.spool.rmdir()
+        if self._lock.is_locked:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and not self.complete:
+            self.finish()
+        self.close()
+
+    # -- shards ------------------------------------------------------------------------------------------------
+
+    def _room(self, name: str, size: int) -> _Split:
+        """The split with an open shard that takes `size` more bytes, or a fresh one."""
+        split = self.splits.setdefault(name, _Split(name))
+        full = split.bytes + size + len(shard.END) > self.spec.provenance.shard_size
+        if split.file is not None and full and split.in_shard:
+            self.confirm()
+            self._close_shard(split)
+        if split.file is None:
+            self._open_shard(split)
+        return split
+
+    def _open_shard(self, split: _Split) -> None:
+        split.path = self.path / "data" / f"{split.name}-{split.number:06d}.tar{shard.PART}"
+        split.bytes, split.in_shard, split.sha256 = 0, 0, hashlib.sha256()
+        split.file = split.path.open("wb", buffering=1024**2)
+        storage.sync_directory(split.path.parent)
+        head = shard.head_bytes(
+            self.spec.schema, self.spec.dataset_id, split.name, split.number, self.spec.provenance.to_json()
+        )
+        _put_member(split, shard.HEAD_MEMBER, head)
+
+    def _put(self, split: _Split, key: int, sample: EncodedSample) -> dict[str, tuple[int, int]]:
+        """Write the members; on a full disk cut back to the sample before."""
+        assert split.file is not None
+        before, sha256 = split.bytes, split.sha256.copy()
+        try:
+            return {name: _put_member(split, shard.sample_name(key, name), body) for name, body in sample.members}
+        except OSError:
+            with suppress(OSError):  # closing flushes, and that fails on a full disk too
+                split.file.close()
+            split.file, split.bytes, split.sha256 = None, before, sha256
+            if split.path.stat().st_size > before:
+                os.truncate(split.path, before)
+            raise
+        finally:
+            sample.discard()
+
+    def _close_shard(self, split: _Split) -> None:
+        if split.file is None:
+            return
+        split.write(shard.END)
+        split.file.flush()
+        os.fsync(split.file.fileno())
+        split.file.close()
+        split.file = None
+        finished = split.path.with_name(split.path.name.removesuffix(shard.PART))
+        split.path.rename(finished)
+        storage.sync_directory(finished.parent)
+        split.shards.append(ShardInfo(finished.name, split.in_shard, split.bytes, split.sha256.hexdigest()))
+        split.number += 1
+
+    # -- going on where an earlier run stopped -----------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        found = manifest.read(self.path)
+        if found is not None:
+            self._compare(found.provenance, found.schema.to_json())
+            self.complete = True
+            return
+        for path in index.shard_files(self.path):
+            walked = shard.scan(path)
+            if not walked.head:
+                path.unlink()
+                continue
+            self._compare(walked.head["provenance"], walked.head["schema"])
+            self._adopt(path, walked)
+        if self.present:
+            self.reporter.note(f"going on after {len(self.present)} samples that are already in {self.path}")
+
+    def _compare(self, provenance: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+        there = {"schema": schema, **provenance}
+        now = {"schema": self.spec.schema.to_json(), **self.spec.provenance.to_json()}
+        differing = manifest.differences(there, now)
+        if differing:
+            with locate(path=self.path):
+                raise DestinationError(
+                    f"the directory holds another dataset: {'; '.join(differing[:3])}; "
+                    "choose another directory, or --overwrite to replace it"
+                )
+
+    def _adopt(self, path: Path, walked: shard.Scan) -> None:
+        name, number = walked.head["split"], walked.head["shard"]
+        split = self.splits.setdefault(name, _Split(name))
+        first = walked.entries[0].key if walked.entries else split.samples
+        if number != split.number or first != split.samples or split.file is not None:
+            with locate(shard=path.name):
+                raise DamagedError(f"expected shard {split.number} of split {name} from sample {split.samples} on")
+        end, sha256 = _verify(path, walked)
+        base = path.name.removesuffix(shard.PART)
+        for entry in walked.entries:
+            self._index.add(base, entry)
+            self.present.add(entry.meta["id"])
+        split.samples += len(walked.entries)
+        split.steps += sum(entry.meta.get("length", 0) for entry in walked.entries)
+        if walked.closed:
+            if path.name.endswith(shard.PART):
+                path.rename(path.with_name(base))
+            size = end + len(shard.END)
+            split.shards.append(ShardInfo(base, len(walked.entries), size, sha256.hexdigest()))
+            split.number += 1
+            return
+        split.path, split.bytes, split.in_shard, split.sha256 = path, end, len(walked.entries), sha256
+        os.truncate(path, end)
+        split.file = path.open("r+b", buffering=1024**2)
+        split.file.seek(end)
+
+
+def _check_target(path: Path) -> None:
+    """DestinationError unless `path` is new, empty, or one of our datasets."""
+    with locate(path=path):
+        if path.exists() and not path.is_dir():
+            raise DestinationError("the target is a file, expected a directory")
+        if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):
+            return
+        foreign = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+        if foreign and foreign != ["data"] or (path / "data").is_dir() and any((path / "data").iterdir()):
+            raise DestinationError(
+                f"the directory is not empty and not a vrl3data dataset (it holds {foreign[0]!r}); choose another"
+            )
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(path / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        with locate(path=path):
+            raise DestinationError("another process is writing this dataset; wait for it or stop it") from error
+    return lock
+
+
+def _put_member(split: _Split, name: str, body: bytes | Path) -> tuple[int, int]:
+    """Header, payload, padding. Returns (offset, size) of the payload."""
+    size = len(body) if isinstance(body, bytes) else body.stat().st_size
+    if size > shard.MAX_MEMBER:
+        raise FormatError(f"member {name} has {size} bytes, the format allows {shard.MAX_MEMBER}; split the episode")
+    split.write(shard.member_header(name, size))
+    offset = split.bytes
+    assert offset % shard.BLOCK == 0
+    if isinstance(body, bytes):
+        split.write(body)
+    else:
+        with body.open("rb") as file:
+            while chunk := file.read(COPY_BYTES):
+                split.write(chunk)
+    split.write(bytes(shard.padded(size) - size))
+    return offset, size
+
+
+def _verify(path: Path, walked: shard.Scan) -> tuple[int, Any]:
+    """Hash a shard of an interrupted run. A last sample whose payload never reached the disk is dropped."""
+    sha256 = hashlib.sha256()
+    with shard.map_file(path) as data:
+        for entry in list(walked.entries):
+            hashes = entry.hashes()
+            bad = [name for name, (start, size) in entry.members.items() if name in hashes
+                   and xxhash.xxh3_128_hexdigest(data[start : start + size]) != hashes[name]]  # fmt: skip
+            if bad and entry is walked.entries[-1] and not walked.closed:
+                walked.entries.pop()
+                walked.end = min(start for start, _ in entry.members.values()) - shard.BLOCK
+            elif bad:
+                with locate(shard=path.name, episode=entry.meta["name"], feature=bad[0]):
+                    raise DamagedError("the bytes do not have the hash of the commit record")
+        end = walked.end + len(shard.END) if walked.closed else walked.end
+        for start in range(0, end, COPY_BYTES):
+            sha256.update(data[start : min(end, start + COPY_BYTES)])
+    return walked.end, sha256
+
+
+def _manifest(
+    spec: DatasetSpec, splits: Mapping[str, _Split], table: Any, skipped: tuple[Mapping[str, str], ...], run: Mapping[str, Any]
+) -> Manifest:
+    subsets: dict[str, int] = {}
+    for names in table["subsets"].to_pylist():
+        for name in filter(None, names.split(",")):
+            subsets[name] = subsets.get(name, 0) + 1
+    return Manifest(
+        schema=spec.schema,
+        dataset_id=spec.dataset_id,
+        provenance=spec.provenance.to_json(),
+        name=spec.name,
+        license=spec.license,
+        description=spec.description,
+        splits={name: SplitInfo(s.samples, s.steps, tuple(s.shards)) for name, s in sorted(splits.items())},
+        subsets=dict(sorted(subsets.items())),
+        fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
+        content=stats.content(table),
+        lossy=stats.lossy(table),
+        skipped=skipped,
+        run=dict(run),
+    )
+
+
