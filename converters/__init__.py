@@ -1,1 +1,9 @@
-"""Sources of data: anything -> episodes. One module or package per kind, and a table."""
+"""Sources of data: anything -> episodes. A new kind is one module or package and one line in `KINDS`."""
+
+from __future__ import annotations
+
+KINDS = {
+    "adroit": "converters.adroit:AdroitConverter",
+    "imagenet": "converters.imagenet:ImagenetConverter",
+}
+"""name -> the converter's class. Its docstring's first line says what it reads."""

@@ -31,8 +31,8 @@ CHECKS = {
     "manifest": "counts and fingerprint are those of the shards",
     "index": "the index is there and says what the shards say",
 }
-MAX_ROWS = 4096
-"""Rows decoded at a time."""
+BLOCK_BYTES = 32 * 1024**2
+"""Decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,10 @@ def _check_feature(
     if count != expected:
         problems.append(("rows", f"expected {expected} rows, found {count}", None))
     hashed, shape = hashlib.sha256(), (0,)
-    for start in range(0, max(count, 1), MAX_ROWS):
-        rows = sample.decode_rows(feature, body, offsets, start, start + MAX_ROWS)
+    row_bytes = np.dtype(feature.dtype).itemsize * abs(int(np.prod(feature.shape)))
+    block = max(1, BLOCK_BYTES // max(1, row_bytes))
+    for start in range(0, max(count, 1), block):
+        rows = sample.decode_rows(feature, body, offsets, start, start + block)
         shape = (count, *rows.shape[1:])
         if any(want not in (-1, got) for want, got in zip(feature.shape, rows.shape[1:], strict=True)):
             problems.append(("rows", f"expected rows of shape {feature.shape}, found {rows.shape[1:]}", None))

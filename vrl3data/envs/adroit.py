@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from vrl3data.envs.adroit_state import (
     Array,
-    States,
     gymnasium_door_reward,
     gymnasium_hammer_reward,
     gymnasium_pen_reward,
@@ -25,6 +24,7 @@ from vrl3data.envs.adroit_state import (
     reconstruct,
     vrl3_reward,
 )
+from vrl3data.envs.adroit_state import States as States
 from vrl3data.envs.gl import apply_profile, load_mujoco, make_renderer
 from vrl3data.errors import ConfigError, MissingExtra, SourceError, did_you_mean
 
@@ -156,7 +156,7 @@ def camera_names(model: mujoco.MjModel) -> tuple[str, ...]:
 
 
 class AdroitScene:
-    """One task's model with cameras, for states set from outside. One scene per process: see `close`.
+    """One task's model with cameras, for states set from outside. Keep one and reuse it.
 
     The GL context is made at the first `render`; `torch_later` says whether this process may import
     torch after that (see `gl.make_renderer`).

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Observation = dict[str, NDArray[np.generic]]
 
-# The goal is a red ball of 2 cm; from here it stays in the picture wherever it is drawn.
+# The goal is a red ball of 2 cm radius. Seen from here one goal in nine starts hidden behind the arm.
 _CAMERA = {"distance": 1.0, "azimuth": 150.0, "elevation": -25.0, "lookat": (1.35, 0.75, 0.55)}
 
 

@@ -1,0 +1,105 @@
+"""What a converter is: a plan, units of work in source order, and a way to read one unit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from converters import KINDS
+from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
+from vrl3data.manifest import DatasetSpec
+from vrl3data.schema import Episode
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a source that becomes one sample. `name` is that sample's, `payload` is the converter's own."""
+
+    name: str
+    payload: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first sample is read."""
+
+    spec: DatasetSpec
+    units: Iterable[Unit]
+    count: int
+    """How many units there are."""
+    batch: int = 1
+    """Units handed to a worker at once: many where a unit is small."""
+    notes: tuple[str, ...] = ()
+    """What was assumed or left out, for the receipt."""
+
+
+class Converter(Protocol):
+    """One kind of source. Instances are sent to worker processes, so they pickle.
+
+    `Options` is a frozen dataclass; every field of it is an option of `vrl3data convert KIND`.
+    """
+
+    Options: type
+
+    def __init__(self, sources: Sequence[Path], options: Any) -> None: ...
+
+    @staticmethod
+    def recognises(source: Path) -> bool:
+        """Whether `source` is of this kind, by its content."""
+
+    def plan(self) -> Plan:
+        """Look at the sources, not yet at all of their data. SourceError, ConfigError."""
+
+    def read(self, unit: Unit) -> Episode:
+        """One sample. SourceError if the source is broken there."""
+
+
+def find(kind: str) -> type[Converter]:
+    """The converter of a kind; ConfigError for an unknown one."""
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind of source {kind!r}{did_you_mean(kind, KINDS)}")
+    module, name = KINDS[kind].split(":")
+    return cast(type[Converter], getattr(import_module(module), name))
+
+
+def recognise(source: Path) -> str:
+    """The kind of a source; SourceError if no converter knows it."""
+    check_exists(source)
+    for kind in KINDS:
+        if find(kind).recognises(source):
+            return kind
+    with locate(path=source):
+        raise SourceError(f"no converter recognises this; name the kind: {', '.join(KINDS)}")
+
+
+def check_exists(source: Path) -> None:
+    if not source.exists():
+        with locate(path=source):
+            raise SourceError("there is no such file or directory")
+
+
+def source_identity(sizes: Iterable[tuple[str, int]]) -> str:
+    """FORMAT.md 8: over (relative path, size) of all source files."""
+    total = hashlib.sha256()
+    for name, size in sorted(sizes):
+        total.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file; SourceError if the disk says no."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror or error}") from error
+
+

@@ -1,0 +1,242 @@
+"""The one conversion loop: workers read and encode, one process writes in source order (FORMAT.md 6)."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from converters.base import Converter, Plan, Unit
+from vrl3data.errors import ConfigError, DestinationError, SchemaError, SourceError, Vrl3dataError, locate
+from vrl3data.manifest import MANIFEST, Manifest
+from vrl3data.report import Reporter, Silent
+from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.schema import Schema
+from vrl3data.writer import Writer
+
+AHEAD = 3
+"""Batches per worker that may wait to be written: bounds the memory."""
+REPLACED = ".replaced"
+
+
+class WorkerError(Vrl3dataError):
+    """A worker process died."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, none of which changes a byte."""
+
+    jobs: int = 1
+    on_error: Literal["stop", "skip"] = "stop"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a conversion did."""
+
+    path: Path
+    manifest: Manifest
+    written: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    already_complete: bool = False
+
+    @property
+    def skipped(self) -> tuple[Mapping[str, str], ...]:
+        return self.manifest.skipped
+
+
+@dataclass(frozen=True)
+class _Failed:
+    unit: str
+    error: Vrl3dataError
+
+
+def run(converter: Converter, dest: Path, options: RunOptions | None = None, reporter: Reporter | None = None) -> Receipt:
+    """Convert into `dest`. Running it again goes on after an interruption, and does nothing when it is done.
+
+    SourceError names the source that broke (with `on_error="skip"` it is counted instead), DestinationError
+    what is wrong with `dest`. What was confirmed before an error stays readable.
+    """
+    options, reporter, started = options or RunOptions(), reporter or Silent(), time.monotonic()
+    if options.jobs < 1:
+        raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
+    plan = converter.plan()
+    replaced = _set_aside(dest) if options.overwrite else None
+    with Writer(dest, plan.spec, reporter) as writer:
+        if writer.complete:
+            found = _finished(dest)
+            return Receipt(dest, found, 0, time.monotonic() - started, plan.notes, already_complete=True)
+        before = len(writer.present)
+        _convert(converter, plan, writer, options, reporter)
+        if not writer.present:
+            reasons = "; ".join(entry["reason"] for entry in writer.skipped[:3])
+            raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
+        found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
+    if replaced is not None:
+        _remove(replaced)
+    return Receipt(dest, found, len(writer.present) - before, time.monotonic() - started, plan.notes)
+
+
+def _convert(converter: Converter, plan: Plan, writer: Writer, options: RunOptions, reporter: Reporter) -> None:
+    unit_name = plan.spec.schema.kind
+    with reporter.progress("converting", plan.count, unit_name) as advance:
+        waiting = _Waiting(plan.units, writer, advance)
+        setup = _Setup(converter, plan.spec.schema, writer.identity, writer.spool)
+        for results in _results(setup, _batches(waiting, plan.batch), options.jobs):
+            for result in results:
+                if isinstance(result, EncodedSample):
+                    waiting.check_order(result.meta["name"])
+                    writer.append(result)
+                elif options.on_error == "stop":
+                    raise result.error
+                else:
+                    writer.skip(result.unit, result.error.message)
+                    reporter.warn(f"skipped {result.error}")
+                advance(1)
+
+
+class _Waiting:
+    """The units that are not written yet. One that comes before a written one failed in an earlier run."""
+
+    def __init__(self, units: Iterable[Unit], writer: Writer, advance: Callable[[int], None]) -> None:
+        self.units, self.writer, self.advance = units, writer, advance
+        self.failed_before: set[str] = set()
+
+    def __iter__(self) -> Iterator[Unit]:
+        left = len(self.writer.present)
+        for unit in self.units:
+            if self.writer.has(unit.name):
+                left -= 1
+                self.advance(1)
+                continue
+            if left:
+                self.failed_before.add(unit.name)
+            yield unit
+
+    def check_order(self, name: str) -> None:
+        """A unit that failed before and is whole now would come too late: its place in the order is gone."""
+        if name in self.failed_before:
+            raise DestinationError(
+                f"{name} was skipped by an earlier run but can be read now; use --overwrite to convert anew"
+            )
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a worker needs to turn a unit into an encoded sample."""
+
+    converter: Converter
+    schema: Schema
+    identity: Identity
+    spool: Path
+
+    def work(self, units: Sequence[Unit]) -> list[EncodedSample | _Failed]:
+        return [self._one(unit) for unit in units]
+
+    def _one(self, unit: Unit) -> EncodedSample | _Failed:
+        try:
+            with locate(episode=unit.name):
+                return encode(self.converter.read(unit), self.schema, self.identity, self.spool)
+        except (SourceError, SchemaError) as error:
+            return _Failed(unit.name, error)
+
+
+def _batches(units: _Waiting, size: int) -> Iterator[list[Unit]]:
+    iterator = iter(units)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _results(setup: _Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator[list[EncodedSample | _Failed]]:
+    """Results in the order of the batches; at most `AHEAD` batches per worker are under way."""
+    if jobs == 1:
+        yield from map(setup.work, batches)
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(setup,))
+    pending: deque[Future[list[EncodedSample | _Failed]]] = deque()
+    try:
+        for batch in batches:
+            pending.append(executor.submit(_work, batch))
+            if len(pending) >= jobs * AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+        executor.shutdown()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process died, perhaps for want of memory; what was confirmed is safe: "
+            "run the same command again to go on, with fewer --jobs"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+
+_setup: _Setup | None = None
+
+
+def _start_worker(setup: _Setup) -> None:
+    """In a worker: remember the setup, leave Ctrl-C to the parent, end when the parent ends."""
+    global _setup
+    _setup = setup
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One software renderer per core: threads of its own would only get in each other's way.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _work(units: list[Unit]) -> list[EncodedSample | _Failed]:
+    assert _setup is not None
+    return _setup.work(units)
+
+
+def _set_aside(dest: Path) -> Path | None:
+    """Keep the old dataset until the new one is whole."""
+    if not (dest / MANIFEST).is_file():
+        return None
+    _finished(dest)
+    replaced = dest.with_name(dest.name + REPLACED)
+    if replaced.exists():
+        with locate(path=replaced):
+            raise DestinationError("this is left from an earlier --overwrite; move or remove it first")
+    dest.rename(replaced)
+    return replaced
+
+
+def _finished(dest: Path) -> Manifest:
+    from vrl3data import manifest
+
+    found = manifest.read(dest)
+    assert found is not None
+    return found
+
+
+def _remove(directory: Path) -> None:
+    import shutil
+
+    shutil.rmtree(directory)
+
+
+def _run_block(jobs: int) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    return {"finished": now.isoformat(), "jobs": jobs}
