@@ -57,6 +57,9 @@ class Converter(Protocol):
     def read(self, unit: Unit) -> Episode:
         """One sample. SourceError if the source is broken there."""
 
+    def close(self) -> None:
+        """Let go of what is held open; `read` may be called again."""
+
 
 def find(kind: str) -> type[Converter]:
     """The converter of a kind; ConfigError for an unknown one."""
@@ -101,5 +104,3 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror or error}") from error
-
-

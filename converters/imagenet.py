@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import PIL
@@ -28,7 +28,7 @@ MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
-class Options:
+class ImagenetOptions:
     """`image_size` is the shorter side (`shorter`) or both sides (`square`), in pixels."""
 
     image_size: int = 128
@@ -53,9 +53,9 @@ class _File:
 class ImagenetConverter:
     """Class folders of JPEG pictures of any size, greyscale and CMYK too (ImageNet, Tiny-ImageNet, ...)."""
 
-    Options = Options
+    Options = ImagenetOptions
 
-    def __init__(self, sources: Sequence[Path], options: Options) -> None:
+    def __init__(self, sources: Sequence[Path], options: ImagenetOptions) -> None:
         if len(sources) != 1:
             raise ConfigError(f"imagenet: expected one folder, found {len(sources)} sources")
         if options.image_size < 1:
@@ -99,6 +99,9 @@ class ImagenetConverter:
             source_sha256=hashlib.sha256(data).hexdigest(),
             origin="web",
         )
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def _pixels(self, data: bytes) -> Array:
         picture = decode(data)

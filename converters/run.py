@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +69,9 @@ class _Failed:
     error: Vrl3dataError
 
 
-def run(converter: Converter, dest: Path, options: RunOptions | None = None, reporter: Reporter | None = None) -> Receipt:
+def run(
+    converter: Converter, dest: Path, options: RunOptions | None = None, reporter: Reporter | None = None
+) -> Receipt:
     """Convert into `dest`. Running it again goes on after an interruption, and does nothing when it is done.
 
     SourceError names the source that broke (with `on_error="skip"` it is counted instead), DestinationError
@@ -78,7 +82,7 @@ def run(converter: Converter, dest: Path, options: RunOptions | None = None, rep
         raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
     plan = converter.plan()
     replaced = _set_aside(dest) if options.overwrite else None
-    with Writer(dest, plan.spec, reporter) as writer:
+    with contextlib.closing(converter), Writer(dest, plan.spec, reporter) as writer:
         if writer.complete:
             found = _finished(dest)
             return Receipt(dest, found, 0, time.monotonic() - started, plan.notes, already_complete=True)
@@ -202,7 +206,13 @@ def _start_worker(setup: _Setup) -> None:
     os.environ.setdefault("LP_NUM_THREADS", "0")
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A parent that is killed cannot tell its workers; they watch it."""
+    parent.join()
+    os._exit(1)
 
 
 def _work(units: list[Unit]) -> list[EncodedSample | _Failed]:

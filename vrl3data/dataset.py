@@ -16,7 +16,7 @@ import xxhash
 from vrl3data import index, manifest, sample, shard
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
-from vrl3data.schema import Array, Episode, Schema
+from vrl3data.schema import PREVIEW, Array, Episode, Schema
 
 Verify = Literal["first-touch", "always", "off"]
 PACKAGED = "sample:"
@@ -79,9 +79,9 @@ class StoredSample:
 
     def preview(self) -> bytes | None:
         """The contact sheet, a JPEG file, if there is one."""
-        if sample.PREVIEW not in self.dataset.schema.extras:
+        if PREVIEW not in self.dataset.schema.extras:
             return None
-        return bytes(self.dataset.member(self.position, sample.PREVIEW))
+        return bytes(self.dataset.member(self.position, PREVIEW))
 
     def load(self) -> Episode:
         """The whole sample in memory, as a writer takes it."""

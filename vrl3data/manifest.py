@@ -128,7 +128,9 @@ class Manifest:
         more = ("content", "lossy", "stats", "run")
         values = {key: data[key] for key in (*plain, *more) if key in data}
         splits = {
-            name: SplitInfo(item["samples"], item["steps"], tuple(ShardInfo(**_known(entry)) for entry in item["shards"]))
+            name: SplitInfo(
+                item["samples"], item["steps"], tuple(ShardInfo(**_known(entry)) for entry in item["shards"])
+            )
             for name, item in data["splits"].items()
         }
         return cls(schema, splits=splits, skipped=tuple(data.get("skipped", ())), **values)

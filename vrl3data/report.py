@@ -38,7 +38,7 @@ class Silent:
     def event(self, name: str, **values: Any) -> None: ...
 
     @contextmanager
-    def progress(self, label: str, total: int | None, unit: str) -> Iterator[Any]:  # noqa: ARG002
+    def progress(self, label: str, total: int | None, unit: str) -> Iterator[Any]:
         yield lambda done: None  # noqa: ARG005
 
 

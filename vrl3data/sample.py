@@ -6,7 +6,6 @@ Memory stays bounded: a member larger than `SPOOL_BYTES` goes through a file, an
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from PIL import Image
 
 from vrl3data import codecs, shard
 from vrl3data.errors import DamagedError, SchemaError, locate
+from vrl3data.preview import contact_sheet, preview_rows
 from vrl3data.schema import PREVIEW, Array, Episode, Feature, Schema, check, check_rows
 
 SPOOL_BYTES = 64 * 1024**2
 PSNR_CAP = 100.0
-PREVIEW_FRAMES = 8
-PREVIEW_HEIGHT = 128
 NOT_IN_DIGEST = ("psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
 
 
@@ -140,7 +137,9 @@ class _Encoder:
             yield rows
         if seen != count:
             more = "more" if seen > count else seen
-            raise SchemaError(f"expected {count} rows (rows: {feature.rows}, length {self.episode.length}), found {more}")
+            raise SchemaError(
+                f"expected {count} rows (rows: {feature.rows}, length {self.episode.length}), found {more}"
+            )
 
     def _raw(self, feature: Feature, blocks: Iterator[Array], count: int) -> None:
         body, content = self.member(f"{feature.name}.npy"), hashlib.sha256()
@@ -329,30 +328,6 @@ def row_count(feature: Feature, body: memoryview, offsets: memoryview | None) ->
     if offsets is not None:
         return len(shard.npy_view(offsets)) - 1
     return len(shard.npy_view(body)) if feature.codec_name == "raw" else 1
-
-
-def preview_rows(count: int) -> list[int]:
-    """At most eight rows spread evenly."""
-    return sorted({round(row) for row in np.linspace(0, count - 1, min(count, PREVIEW_FRAMES))})
-
-
-def contact_sheet(cameras: list[list[Array]]) -> bytes:
-    """One row of frames per camera, as a JPEG file."""
-    rows = []
-    for frames in cameras:
-        pictures = [Image.fromarray(np.broadcast_to(frame, (*frame.shape[:2], 3))) for frame in frames]
-        if pictures[0].height > PREVIEW_HEIGHT:
-            width = max(1, round(pictures[0].width * PREVIEW_HEIGHT / pictures[0].height))
-            pictures = [picture.resize((width, PREVIEW_HEIGHT)) for picture in pictures]
-        rows.append(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
-    sheet = np.zeros((sum(len(row) for row in rows), max(row.shape[1] for row in rows), 3), np.uint8)
-    top = 0
-    for row in rows:
-        sheet[top : top + len(row), : row.shape[1]] = row
-        top += len(row)
-    out = io.BytesIO()
-    Image.fromarray(sheet).save(out, "JPEG", quality=85)
-    return out.getvalue()
 
 
 def _jsonable(value: Any) -> Any:

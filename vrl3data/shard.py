@@ -257,7 +257,9 @@ class _Walk:
             return self.result
         if self.part and not any(rest):
             return self._torn()
-        raise DamagedError("expected two zero blocks at the end of the shard", ) from None
+        raise DamagedError(
+            "expected two zero blocks at the end of the shard",
+        ) from None
 
     def _torn(self) -> Scan:
         if self.part:

@@ -27,7 +27,7 @@ def compute(dataset: Dataset) -> dict[str, Any]:
     """
     features = {}
     for feature in dataset.schema.features:
-        if feature.codec_name != "text" and feature.rows != "episode" or feature.is_image:
+        if (feature.codec_name != "text" and feature.rows != "episode") or feature.is_image:
             blocks = _frames(dataset, feature) if feature.is_image else _numbers(dataset, feature)
             features[feature.name] = _summary(blocks)
     return {"fingerprint": dataset.manifest.fingerprint, "features": features}

@@ -17,7 +17,7 @@ from vrl3data.dataset import from_shards, locate_dataset
 from vrl3data.errors import Source, Vrl3dataError, locate
 from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent
-from vrl3data.schema import Array, Feature, Schema
+from vrl3data.schema import PREVIEW, Array, Feature, Schema
 
 CHECKS = {
     "structure": "headers, order, contiguity and commit records of a shard are as FORMAT.md says",
@@ -206,7 +206,7 @@ def check_sample(data: mmap.mmap, entry: shard.Entry, schema: Schema, where: Sou
     content += [
         {"name": extra, "sha256": hashlib.sha256(bodies[extra]).hexdigest()}
         for extra in schema.extras
-        if extra != sample.PREVIEW
+        if extra != PREVIEW
     ]
     if sample.sample_digest(entry.meta, content) != entry.meta["digest"]:
         yield Finding("digest", "the content does not have the digest of the commit record", where)
@@ -236,7 +236,12 @@ def _check_feature(
                              start + bad))  # fmt: skip
         hashed.update(rows.tobytes())
     if feature.lossless:
-        return problems, {"name": feature.name, "dtype": feature.dtype, "shape": list(shape), "sha256": hashed.hexdigest()}
+        return problems, {
+            "name": feature.name,
+            "dtype": feature.dtype,
+            "shape": list(shape),
+            "sha256": hashed.hexdigest(),
+        }
     return problems, {"name": feature.name, "codec": feature.codec, "sha256": hashlib.sha256(body).hexdigest()}
 
 

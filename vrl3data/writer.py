@@ -38,7 +38,7 @@ class _Split:
     number: int = 0
     file: BinaryIO | None = None
     path: Path = Path()
-    bytes: int = 0
+    size: int = 0
     in_shard: int = 0
     samples: int = 0
     steps: int = 0
@@ -49,7 +49,7 @@ class _Split:
         assert self.file is not None
         self.file.write(data)
         self.sha256.update(data)
-        self.bytes += len(data)
+        self.size += len(data)
 
 
 class Writer:
@@ -167,7 +167,9 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None and not self.complete:
             self.finish()
         elif not self.complete:
@@ -180,7 +182,7 @@ class Writer:
     def _room(self, name: str, size: int) -> _Split:
         """The split with an open shard that takes `size` more bytes, or a fresh one."""
         split = self.splits.setdefault(name, _Split(name))
-        full = split.bytes + size + len(shard.END) > self.spec.provenance.shard_size
+        full = split.size + size + len(shard.END) > self.spec.provenance.shard_size
         if split.file is not None and full and split.in_shard:
             self.confirm()
             self._close_shard(split)
@@ -190,7 +192,7 @@ class Writer:
 
     def _open_shard(self, split: _Split) -> None:
         split.path = self.path / "data" / f"{split.name}-{split.number:06d}.tar{shard.PART}"
-        split.bytes, split.in_shard, split.sha256 = 0, 0, hashlib.sha256()
+        split.size, split.in_shard, split.sha256 = 0, 0, hashlib.sha256()
         split.file = split.path.open("wb", buffering=1024**2)
         storage.sync_directory(split.path.parent)
         head = shard.head_bytes(
@@ -201,13 +203,13 @@ class Writer:
     def _put(self, split: _Split, key: int, sample: EncodedSample) -> dict[str, tuple[int, int]]:
         """Write the members; on a full disk cut back to the sample before."""
         assert split.file is not None
-        before, sha256 = split.bytes, split.sha256.copy()
+        before, sha256 = split.size, split.sha256.copy()
         try:
             return {name: _put_member(split, shard.sample_name(key, name), body) for name, body in sample.members}
         except OSError:
             with suppress(OSError):  # closing flushes, and that fails on a full disk too
                 split.file.close()
-            split.file, split.bytes, split.sha256 = None, before, sha256
+            split.file, split.size, split.sha256 = None, before, sha256
             if split.path.stat().st_size > before:
                 os.truncate(split.path, before)
             raise
@@ -225,7 +227,7 @@ class Writer:
         finished = split.path.with_name(split.path.name.removesuffix(shard.PART))
         split.path.rename(finished)
         storage.sync_directory(finished.parent)
-        split.shards.append(ShardInfo(finished.name, split.in_shard, split.bytes, split.sha256.hexdigest()))
+        split.shards.append(ShardInfo(finished.name, split.in_shard, split.size, split.sha256.hexdigest()))
         split.number += 1
 
     # -- going on where an earlier run stopped -----------------------------------------------------------------
@@ -278,7 +280,7 @@ class Writer:
             split.shards.append(ShardInfo(base, len(walked.entries), size, sha256.hexdigest()))
             split.number += 1
             return
-        split.path, split.bytes, split.in_shard, split.sha256 = path, end, len(walked.entries), sha256
+        split.path, split.size, split.in_shard, split.sha256 = path, end, len(walked.entries), sha256
         os.truncate(path, end)
         split.file = path.open("r+b", buffering=1024**2)
         split.file.seek(end)
@@ -292,7 +294,7 @@ def _check_target(path: Path) -> None:
         if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):
             return
         foreign = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
-        if foreign and foreign != ["data"] or (path / "data").is_dir() and any((path / "data").iterdir()):
+        if foreign not in ([], ["data"]) or ((path / "data").is_dir() and any((path / "data").iterdir())):
             raise DestinationError(
                 f"the directory is not empty and not a vrl3data dataset (it holds {foreign[0]!r}); choose another"
             )
@@ -314,7 +316,7 @@ def _put_member(split: _Split, name: str, body: bytes | Path) -> tuple[int, int]
     if size > shard.MAX_MEMBER:
         raise FormatError(f"member {name} has {size} bytes, the format allows {shard.MAX_MEMBER}; split the episode")
     split.write(shard.member_header(name, size))
-    offset = split.bytes
+    offset = split.size
     assert offset % shard.BLOCK == 0
     if isinstance(body, bytes):
         split.write(body)
@@ -347,7 +349,11 @@ def _verify(path: Path, walked: shard.Scan) -> tuple[int, Any]:
 
 
 def _manifest(
-    spec: DatasetSpec, splits: Mapping[str, _Split], table: Any, skipped: tuple[Mapping[str, str], ...], run: Mapping[str, Any]
+    spec: DatasetSpec,
+    splits: Mapping[str, _Split],
+    table: Any,
+    skipped: tuple[Mapping[str, str], ...],
+    run: Mapping[str, Any],
 ) -> Manifest:
     subsets: dict[str, int] = {}
     for names in table["subsets"].to_pylist():
@@ -368,5 +374,3 @@ def _manifest(
         skipped=skipped,
         run=dict(run),
     )
-
-

@@ -30,7 +30,7 @@ KNOWN_FILES = {
 
 
 @dataclass(frozen=True)
-class Options:
+class AdroitOptions:
     """`camera`: empty for those VRL3 uses. `rewards`: which go into `reward`; the recorded ones are always kept."""
 
     task: Literal["auto", "door", "hammer", "pen", "relocate"] = "auto"
@@ -50,9 +50,9 @@ class Options:
 class AdroitConverter:
     """DAPG pickles of the Adroit tasks door, hammer, pen and relocate, rendered as VRL3 saw them."""
 
-    Options = Options
+    Options = AdroitOptions
 
-    def __init__(self, sources: Sequence[Path], options: Options) -> None:
+    def __init__(self, sources: Sequence[Path], options: AdroitOptions) -> None:
         self.sources, self.options = tuple(Path(source) for source in sources), options
         names = [source.name for source in self.sources]
         if not names or len(set(names)) != len(names):
@@ -95,6 +95,11 @@ class AdroitConverter:
             self._set_task(demo)
             return self._episode(unit.name, demo, source.name, sha256, origin)
 
+    def close(self) -> None:
+        if self._scene is not None:
+            self._scene.close()
+            self._scene = None
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_scene": None}
 
@@ -111,9 +116,10 @@ class AdroitConverter:
 
     def _renderer(self) -> str:
         """Draw one picture to learn who draws, and that the cameras exist."""
-        scene = self._open_scene()
-        scene.render(np.zeros(adroit.TASKS[self.task].qpos_dim))
-        return f"mujoco {importlib.metadata.version('mujoco')}, {gl.renderer_name()}, {self.options.render}"
+        self._open_scene().render(np.zeros(adroit.TASKS[self.task].qpos_dim))
+        name = f"mujoco {importlib.metadata.version('mujoco')}, {gl.renderer_name()}, {self.options.render}"
+        self.close()
+        return name
 
     def _open_scene(self) -> adroit.AdroitScene:
         if self._scene is None:
@@ -154,8 +160,17 @@ class AdroitConverter:
         joints = len(range(task.qpos_dim)[task.sensor])
         cameras = [
             codecs.describe(
-                Feature(f"obs.image.{camera}", "uint8", (size, size, 3), "state", color="rgb", flip="none",
-                        renderer=renderer), self.options.codec)  # fmt: skip
+                Feature(
+                    f"obs.image.{camera}",
+                    "uint8",
+                    (size, size, 3),
+                    "state",
+                    color="rgb",
+                    flip="none",
+                    renderer=renderer,
+                ),
+                self.options.codec,
+            )
             for camera in self._cameras()
         ]
         rewards = [Feature("reward", "float64", description=_REWARDS[self.options.rewards])]
@@ -169,8 +184,14 @@ class AdroitConverter:
                 *cameras,
                 Feature("obs.proprio", "float32", (joints,), "state", unit="rad", description="angles of the hand"),
                 Feature("obs.state", "float64", (task.observation_dim,), "state", description="as recorded"),
-                Feature("action", "float64", (task.action_dim,), bounds=(-1.0, 1.0), representation="abs_joint",
-                        description="as recorded; the environment clips to the bounds"),  # fmt: skip
+                Feature(
+                    "action",
+                    "float64",
+                    (task.action_dim,),
+                    bounds=(-1.0, 1.0),
+                    representation="abs_joint",
+                    description="as recorded; the environment clips to the bounds",
+                ),
                 *rewards,
                 Feature("timestamp", "int64", (), "state", unit="ns"),
                 Feature("sim.qpos", "float64", (task.qpos_dim,), "state", description="set from obs.state"),

@@ -210,9 +210,8 @@ class AdroitScene:
 
     def _entry(self, init_state: Mapping[str, Array], name: str, size: int) -> Array:
         if name not in init_state:
-            raise SourceError(
-                f"{self.task_name}: the initial state has no {name!r}{did_you_mean(name, init_state)}"
-            )
+            hint = did_you_mean(name, init_state)
+            raise SourceError(f"{self.task_name}: the initial state has no {name!r}{hint}")
         value = np.asarray(init_state[name], dtype=np.float64)
         if value.shape != (size,) or not np.isfinite(value).all():
             raise SourceError(f"{self.task_name}: expected {size} finite numbers in {name!r}, got {value}")

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vrl3data.envs.gl import apply_profile, load_mujoco, make_renderer
+from vrl3data.envs.gl import apply_profile, load_mujoco, make_renderer, renderer_name
 from vrl3data.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 - gymnasium declares it so
     render_mode = "rgb_array"
+    task = "move the gripper to the red ball"
 
     def __init__(self, image_size: int = 84, max_steps: int = 50, *, torch_later: bool = True) -> None:
         if image_size < 1 or max_steps < 1:
@@ -47,6 +48,7 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._data: mujoco.MjData = self._env.data
         apply_profile(self._model, "no-shadow")
         self._renderer = make_renderer(self._model, image_size, image_size, torch_later=torch_later)
+        self.renderer = f"mujoco {self._mujoco.__version__}, {renderer_name()}, no-shadow"
         self._camera = self._mujoco.MjvCamera()
         for name, value in _CAMERA.items():
             setattr(self._camera, name, value)
@@ -76,7 +78,7 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
         self,
         *,
         seed: int | None = None,
-        options: dict[str, object] | None = None,  # noqa: ARG002
+        options: dict[str, object] | None = None,
     ) -> tuple[Observation, dict[str, float]]:
         """Draw a new goal. The same seed gives the same goal and, for the same actions, the same frames."""
         super().reset(seed=seed)
@@ -152,6 +154,4 @@ def _import_reach() -> ModuleType:
     try:
         return importlib.import_module("gymnasium_robotics.envs.fetch.reach")
     except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"FetchReach needs gymnasium-robotics ({error}): pip install gymnasium-robotics"
-        ) from error
+        raise MissingExtra(f"FetchReach: pip install gymnasium-robotics ({error})") from error

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 # `exact` keeps what the model's XML says (4096 for Adroit); `fast` is 2x faster at 34-40 dB.
 RENDER_PROFILES: dict[str, int | None] = {"exact": None, "fast": 1024, "no-shadow": 0}
 
-_NO_CONTEXT = (
-    "no GL context could be made ({reason}); on Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri"
-)
+_NO_CONTEXT = "no GL context could be made ({reason}); on Debian: apt-get install libegl1 libgl1-mesa-dri"
 
 
 def load_mujoco() -> ModuleType:
@@ -53,7 +51,11 @@ def apply_profile(model: mujoco.MjModel, profile: str) -> None:
 
 
 def make_renderer(
-    model: mujoco.MjModel, height: int, width: int, *, torch_later: bool = True
+    model: mujoco.MjModel,
+    height: int,
+    width: int,
+    *,
+    torch_later: bool = True,
 ) -> mujoco.Renderer:
     """Make an off-screen renderer; its `render()` returns uint8 (height, width, 3), 0-255, top row first.
 

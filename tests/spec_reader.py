@@ -1,0 +1,59 @@
+"""A reader of the vrl3data format 1.0, written from FORMAT.md alone; it leaves the xxh3 hashes unchecked."""
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls")}
+KNOWN = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", *(f"codec:{c}" for c in BODY)}
+
+def members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and payload of each whole member; a torn tail ends an unfinished shard, all else is damage."""
+    data, at, part = path.read_bytes(), 0, path.suffix == ".part"
+    end = min(len(data), -(-len(data.rstrip(b"\0")) // 512) * 512) if part else len(data) - 1024
+    while at + 512 <= end:
+        info = tarfile.TarInfo(data[at : at + 100].rstrip(b"\0").decode("ascii"))
+        info.size = int(data[at + 124 : at + 135], 8)
+        if data[at : at + 512] != info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"):
+            raise ValueError(f"{path.name}: damaged header at byte {at}")
+        start, at = at + 512, at + 512 + -(-info.size // 512) * 512
+        if at <= end:
+            yield info.name, data[start : start + info.size]
+    if not part and data[at:] != bytes(1024):
+        raise ValueError(f"{path.name}: damaged end")
+
+def decode(feature: dict[str, Any], parts: dict[str, bytes]) -> np.ndarray:
+    """The array, rows first; the picture of kind images is a single unit, with neither name nor offsets."""
+    name, codec = feature["name"], feature["codec"].split(":")[0]
+    body = parts.get(f"{name}.{BODY[codec][0]}") or parts[BODY[codec][1]]
+    if codec in ("raw", "text"):
+        return np.load(io.BytesIO(body)) if codec == "raw" else np.array([int(body)], np.int64)
+    starts = [0, len(body)] if BODY[codec][1] in parts else np.load(io.BytesIO(parts[f"{name}.offsets.npy"]))
+    rows = [np.array(Image.open(io.BytesIO(body[starts[i] : starts[i + 1]]))) for i in range(len(starts) - 1)]
+    return np.stack([row.reshape(*row.shape[:2], *feature["shape"][2:]) for row in rows])
+
+def read(directory: str | Path) -> list[dict[str, Any]]:
+    """Every sample: key, split, meta, values, parts (its members' bytes) and what __meta__ says of it."""
+    samples, head, parts = [], {}, {}
+    for path in sorted(p for e in ("", ".part") for p in Path(directory).glob(f"data/[!.]*-??????.tar{e}")):
+        for name, payload in members(path):
+            parts[name[10:]] = payload  # after the nine digits and the dot
+            if name == "__meta__":
+                head, parts = json.loads(payload), {}
+                asked = {f"major:{head['format']['major']}", *head["requires"], *head["schema"]["extras"]}
+                for f in head["schema"]["features"]:
+                    asked |= {f"{key}:{f[key].split(':')[0]}" for key in ("codec", "rows")}
+                if asked - KNOWN:
+                    raise ValueError(f"{path.name}: unknown to this reader: {sorted(asked - KNOWN)}")
+            elif name[10:] == "meta.json":
+                meta, own, parts = json.loads(parts.pop("meta.json")), parts, {}
+                if [meta["members"], meta["sizes"]] != [",".join(own), ",".join(str(len(b)) for b in own.values())]:
+                    raise ValueError(f"{path.name}: sample {name[:9]} is not as it says it is")
+                values = {f["name"]: decode(f, own) for f in head["schema"]["features"]}
+                samples.append({**head, "key": name[:9], "meta": meta, "values": values, "parts": own})
+    return samples

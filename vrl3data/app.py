@@ -1,0 +1,149 @@
+"""What the commands do, for Python: conversion and recording together with card and page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vrl3data.errors import ConfigError, did_you_mean
+from vrl3data.report import Reporter, Silent
+
+if TYPE_CHECKING:
+    from converters.run import Receipt
+    from vrl3data.manifest import Manifest
+
+
+def convert(
+    kind: str | None,
+    sources: Sequence[Path | str] | Path | str,
+    dest: Path | str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    jobs: int = 1,
+    on_error: Literal["stop", "skip"] = "stop",
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Receipt:
+    """Convert `sources` into the dataset `dest` and write its card. `options` are those of the kind.
+
+    `kind` None recognises it by content. With `jobs` above 1, call this under `if __name__ == "__main__"`.
+    Raises ConfigError, SourceError, DestinationError; running it again goes on where it stopped.
+    """
+    from converters.base import find, recognise
+    from converters.run import RunOptions, run
+    from vrl3data import config
+
+    paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
+    if not paths:
+        raise ConfigError("expected at least one source")
+    converter = find(kind or recognise(paths[0]))
+    built: Any = config.build(converter.Options, options or {})
+    run_options = RunOptions(jobs, on_error, overwrite)
+    receipt = run(converter(paths, built), Path(dest), run_options, reporter)
+    write_card(dest)
+    return receipt
+
+
+def write_card(path: Path | str) -> Path:
+    """(Re)write README.md, the card, of a dataset."""
+    from cards.dataset_card import write_card as write
+
+    from vrl3data.dataset import open_dataset
+
+    with open_dataset(path) as dataset:
+        return write(dataset)
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How `record` acts and what it records. `noise` is the standard deviation added to scripted actions."""
+
+    episodes: int = 20
+    steps: int = 25
+    seed: int = 0
+    policy: Literal["scripted", "random"] = "scripted"
+    noise: float = 0.1
+    image_size: int = 84
+    codec: str = "raw"
+    split: str = "train"
+    name: str = ""
+    license: str = "unknown"
+
+
+def record(
+    env_name: str, dest: Path | str, options: LiveOptions | None = None, reporter: Reporter | None = None
+) -> Manifest:
+    """Record episodes of a live environment into `dest` and write its card.
+
+    Episode i depends on the seed and i alone, so an interrupted recording goes on to the same bytes.
+    """
+    from vrl3data import manifest
+    from vrl3data.record import Recorder, RecordOptions
+
+    options, reporter = options or LiveOptions(), reporter or Silent()
+    if options.episodes < 1 or options.steps < 1:
+        raise ConfigError(f"expected at least one episode and one step, found {options.episodes} and {options.steps}")
+    env, act = _environment(env_name, options)
+    facts = asdict(options) | {"policy": options.policy if act else "random"}
+    record_options = RecordOptions(
+        name=options.name or f"{env_name.lower()}-{options.policy}",
+        task=getattr(env, "task", env_name),
+        origin="scripted" if options.policy == "scripted" else "policy",
+        codec=options.codec,
+        split=options.split,
+        license=options.license,
+        session=f"seed-{options.seed}",
+        options={key: facts[key] for key in ("steps", "seed", "policy", "noise", "image_size")},
+        renderer=env.renderer if hasattr(env, "renderer") else "",
+    )
+    with Recorder(env, dest, record_options, reporter) as recorder:
+        _play(recorder, act, options, reporter)
+    write_card(dest)
+    found = manifest.read(Path(dest))
+    assert found is not None
+    return found
+
+
+def _play(recorder: Any, act: Any, options: LiveOptions, reporter: Reporter) -> None:
+    import numpy as np
+
+    with reporter.progress("recording", options.episodes, "episodes") as advance:
+        advance(recorder.episodes)
+        for episode in range(recorder.episodes, options.episodes):
+            rng = np.random.default_rng([options.seed, episode])
+            recorder.reset(seed=int(rng.integers(2**31)))
+            for _ in range(options.steps):
+                action = act.action(recorder.unwrapped, rng) if act else _random(recorder.action_space, rng)
+                if any(recorder.step(action)[2:4]):
+                    break
+            advance(1)
+
+
+def _random(space: Any, rng: Any) -> Any:
+    space.seed(int(rng.integers(2**31)))
+    return space.sample()
+
+
+def _environment(name: str, options: LiveOptions) -> tuple[Any, Any]:
+    """(environment, demonstrator or None). Our own by name, any other by its Gymnasium id."""
+    import gymnasium
+
+    from vrl3data.envs import DEMONSTRATORS, ENVS
+
+    if options.policy == "scripted" and name not in DEMONSTRATORS:
+        raise ConfigError(f"there is no scripted demonstrator for {name!r}{did_you_mean(name, DEMONSTRATORS)}")
+    act = _load(DEMONSTRATORS[name])(noise=options.noise) if options.policy == "scripted" else None
+    if name in ENVS:
+        return _load(ENVS[name])(image_size=options.image_size, max_steps=options.steps), act
+    try:
+        return gymnasium.make(name, max_episode_steps=options.steps), act
+    except gymnasium.error.Error as error:
+        raise ConfigError(f"unknown environment {name!r}{did_you_mean(name, ENVS)} ({error})") from error
+
+
+def _load(place: str) -> Any:
+    module, attribute = place.split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,100 @@
+"""The command line. The only place where errors become exit codes; commands are imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from vrl3data import __version__
+from vrl3data.errors import EXIT_INTERRUPTED, Vrl3dataError
+
+COMMANDS = {
+    "convert": ("vrl3data.cli.convert:convert", "Turn demonstrations or images into a dataset."),
+    "record": ("vrl3data.cli.record:record", "Record episodes of a live environment into a dataset."),
+    "demo": ("vrl3data.cli.record:demo", "Record, validate and show a small dataset."),
+    "info": ("vrl3data.cli.inspect:info", "Say what is in a dataset."),
+    "validate": ("vrl3data.cli.inspect:validate", "Check every byte of a dataset."),
+    "view": ("vrl3data.cli.inspect:view", "Make an offline HTML page of a dataset."),
+    "card": ("vrl3data.cli.inspect:card", "Write README.md, the card of a dataset."),
+    "index": ("vrl3data.cli.inspect:index", "Rebuild the index of a dataset."),
+}
+EXIT_INTERNAL = 70
+EPILOG = (
+    "Exit codes: 0 done, 1 findings, 2 wrong use, 3 broken source, 4 damaged dataset, 5 done with skips, "
+    "70 our own mistake, 130 interrupted."
+)
+
+
+class LazyGroup(click.Group):
+    """Lists commands from a table without importing them."""
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, attribute = self.table[name][0].split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[1]) for name, entry in self.table.items()])
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vrl3data")
+def cli() -> None:
+    """Datasets for visual reinforcement learning: one sharded, checksummed episode format."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code (README.md)."""
+    from vrl3data.guard import check_neighbours
+
+    try:
+        check_neighbours()
+        code = cli.main(arguments, prog_name="vrl3data", standalone_mode=False)
+    except Vrl3dataError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what was confirmed is safe, run the same command again to go on", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone, and Python would complain at exit
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a person gets a sentence, not a traceback
+        return _internal(error)
+    return int(code or 0)
+
+
+def _internal(error: Exception) -> int:
+    import os
+    import traceback
+
+    if os.environ.get("VRL3DATA_DEBUG"):
+        traceback.print_exc()
+    click.echo(
+        f"internal error: {type(error).__name__}: {error}; this is our mistake, please report it "
+        "(VRL3DATA_DEBUG=1 shows the traceback)",
+        err=True,
+    )
+    return EXIT_INTERNAL

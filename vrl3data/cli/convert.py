@@ -1,0 +1,170 @@
+"""`vrl3data convert [KIND] SOURCE... DEST`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vrl3data.cli.common import (
+    Command,
+    Size,
+    console,
+    explicit,
+    human_bytes,
+    json_option,
+    print_json,
+    quiet_option,
+    rows,
+)
+from vrl3data.errors import EXIT_SKIPPED
+
+SHOWN_SKIPS = 5
+
+
+class ConvertGroup(click.Group):
+    """Puts the kind in where it was left out, by looking at the first source that exists."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_kind_of(args), *args]
+        return super().parse_args(ctx, args)
+
+
+def _kind_of(args: list[str]) -> str:
+    from converters.base import recognise
+
+    words = [word for word in args if not word.startswith("-")]
+    sources = [Path(word) for word in words if Path(word).exists()]
+    kind = recognise(sources[0] if sources else Path(words[0]) if words else Path(args[0]))
+    click.echo(f"recognised as {kind}", err=True)
+    return kind
+
+
+@click.group(cls=ConvertGroup, no_args_is_help=True)
+def convert() -> None:
+    """Turn demonstrations or images into a dataset: vrl3data convert [KIND] SOURCE... DEST.
+
+    KIND is recognised by content when it is left out. Running the same command again goes on after an
+    interruption. Example: vrl3data convert adroit door-v0_demos.pickle out/door --render fast
+    """
+
+
+def shared_options(command: Command) -> Command:
+    """What every kind takes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    decorators: list[Callable[[Command], Command]] = [
+        click.argument("paths", nargs=-1, required=True, metavar="SOURCE... DEST", type=click.Path(path_type=Path)),
+        click.option("--jobs", "-j", type=int, default=cores, show_default="all cores", help="Worker processes."),
+        click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+                     help="What a broken source does; skipped ones are listed, and the exit code is 5."),
+        click.option("--overwrite", is_flag=True, help="Replace a finished dataset in DEST once the new one is whole."),
+        click.option("--codec", help="raw, png, or jpeg:Q with a quality Q.", show_default="of the kind"),
+        click.option("--split", help="Name of the split.", show_default="train"),
+        click.option("--name", help="Name of the dataset.", show_default="from kind and source"),
+        click.option("--license", help="Licence of the data, as its source states it.", show_default="unknown"),
+        click.option("--shard-size", type=Size(), help="Largest size of a shard.", show_default="256MiB"),
+        click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these options."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one of them."),
+        json_option,
+        quiet_option,
+    ]  # fmt: skip
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+@convert.command()
+@shared_options
+@click.option("--task", type=click.Choice(["auto", "door", "hammer", "pen", "relocate"]), show_default="auto",
+              help="Refuse files of another task.")  # fmt: skip
+@click.option("--camera", multiple=True, help="Camera to render; repeat for more.", show_default="VRL3's of the task")
+@click.option("--image-size", type=int, help="Height and width in pixels.", show_default="84")
+@click.option("--look", type=click.Choice(["vrl3", "gymnasium"]), help="Cameras and colours.", show_default="vrl3")
+@click.option("--render", type=click.Choice(["exact", "fast"]), show_default="exact",
+              help="fast: a coarser shadow map, twice as fast at 34-37 dB.")  # fmt: skip
+@click.option("--rewards", type=click.Choice(["recorded", "vrl3", "gymnasium"]), show_default="recorded",
+              help="Which rewards go into `reward`; the recorded ones are always kept.")  # fmt: skip
+@click.option("--origin", type=click.Choice(["auto", "human", "policy"]), show_default="auto",
+              help="Who acted; auto knows published files by their hash.")  # fmt: skip
+@click.pass_context
+def adroit(ctx: click.Context, /, **_: Any) -> int:
+    """Adroit demonstrations in DAPG pickles; every recorded step is set in the simulator and rendered."""
+    return _run(ctx, "adroit")
+
+
+@convert.command()
+@shared_options
+@click.option("--image-size", type=int, help="Pixels of the shorter side, or of both (square).", show_default="128")
+@click.option("--fit", type=click.Choice(["shorter", "square", "none"]), show_default="shorter",
+              help="shorter: resize, never enlarge. square: central square. none: copy the JPEG files.")  # fmt: skip
+@click.pass_context
+def imagenet(ctx: click.Context, /, **_: Any) -> int:
+    """Class folders of JPEG pictures (ImageNet, Tiny-ImageNet, ...), with or without train/ and val/."""
+    return _run(ctx, "imagenet")
+
+
+def _run(ctx: click.Context, kind: str) -> int:
+    from converters.base import find
+    from vrl3data import app, config
+
+    params = ctx.params
+    if len(params["paths"]) < 2:
+        raise click.UsageError("expected at least one SOURCE and a DEST", ctx)
+    *sources, dest = params["paths"]
+    options = find(kind).Options
+    names = {field.name for field in fields(options)}
+    built: Any = config.load(options, params["config"], params["settings"])
+    values = {name: getattr(built, name) for name in names} | explicit(ctx, names & set(params))
+    reporter = console(params["as_json"], params["quiet"])
+    receipt = app.convert(
+        kind, sources, dest, values, jobs=params["jobs"], on_error=params["on_error"],
+        overwrite=params["overwrite"], reporter=reporter,
+    )  # fmt: skip
+    if params["as_json"]:
+        print_json({"event": "receipt", **receipt_json(receipt)})
+    else:
+        click.echo(receipt_text(receipt))
+    return EXIT_SKIPPED if receipt.skipped else 0
+
+
+def receipt_json(receipt: Any) -> dict[str, Any]:
+    found = receipt.manifest
+    return {
+        "path": str(receipt.path),
+        "name": found.name,
+        "kind": found.schema.kind,
+        "samples": found.samples,
+        "steps": found.steps,
+        "bytes": found.bytes,
+        "written_now": receipt.written,
+        "skipped": list(receipt.skipped),
+        "fingerprint": found.fingerprint,
+        "seconds": round(receipt.seconds, 1),
+        "notes": list(receipt.notes),
+    }
+
+
+def receipt_text(receipt: Any) -> str:
+    """What was made, what was not and why, and what to do next."""
+    found = receipt.manifest
+    shards = sum(len(split.shards) for split in found.splits.values())
+    state = "was already whole" if receipt.already_complete else f"written in {receipt.seconds:.1f} s"
+    lines = [("dataset", f"{receipt.path} ({found.name}), {state}"), (found.schema.kind, f"{found.samples:,}")]
+    if found.schema.kind == "episodes":
+        lines.append(("steps", f"{found.steps:,}"))
+    lines += [
+        ("bytes", f"{human_bytes(found.bytes)} in {shards} shard{'s' if shards > 1 else ''}"),
+        ("features", ", ".join(found.schema.names)),
+        ("skipped", str(len(receipt.skipped))),
+        *(("", f"{entry['source']}: {entry['reason']}") for entry in receipt.skipped[:SHOWN_SKIPS]),
+        *(("note", note) for note in receipt.notes),
+        ("licence", found.license),
+        ("fingerprint", found.fingerprint),
+        ("next", f"vrl3data view {receipt.path} --html page.html"),
+    ]
+    return rows(lines)

@@ -1,0 +1,123 @@
+"""`info`, `validate`, `view`, `card`, `index`: look at a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vrl3data.cli.common import console, human_bytes, json_option, print_json, quiet_option, rows
+from vrl3data.errors import EXIT_FINDINGS
+
+PATH = click.argument("path")
+SHOWN_FINDINGS = 50
+
+
+@click.command()
+@PATH
+@json_option
+def info(path: str, as_json: bool) -> None:
+    """Say what is in the dataset PATH. Example: vrl3data info sample:fetch-reach"""
+    from vrl3data.dataset import open_dataset
+
+    with open_dataset(path) as dataset:
+        if as_json:
+            print_json({"path": path, "complete": dataset.manifest.complete, **dataset.manifest.to_json()})
+        else:
+            click.echo(_info_text(dataset))
+
+
+def _info_text(dataset: Any) -> str:
+    found, schema = dataset.manifest, dataset.schema
+    state = "" if found.complete else " (still being written)"
+    splits = ", ".join(f"{name} {split.samples:,}" for name, split in found.splits.items())
+    lines = [
+        ("dataset", f"{found.name or dataset.path.name}{state}"),
+        (schema.kind, f"{len(dataset):,} ({splits})"),
+        *([("steps", f"{found.steps:,}")] if schema.kind == "episodes" else []),
+        ("bytes", human_bytes(found.bytes)),
+        ("licence", found.license),
+        ("made by", f"{found.provenance.get('tool')}, converter {found.provenance.get('converter')}"),
+        ("source", str(found.provenance.get("source", {}).get("name", ""))),
+        ("fingerprint", found.fingerprint),
+    ]
+    table = [("feature", "dtype", "shape", "rows", "codec")]
+    table += [(f.name, f.dtype, str(f.shape), f.rows, f.codec) for f in schema.features]
+    widths = [max(len(row[column]) for row in table) for column in range(5)]
+    features = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return f"{rows(lines)}\n\n{features}"
+
+
+@click.command()
+@PATH
+@json_option
+@quiet_option
+def validate(path: str, as_json: bool, quiet: bool) -> int:
+    """Check every byte of the dataset PATH; exit code 1 if something is wrong.
+
+    Example: vrl3data validate out/door
+    """
+    from vrl3data.validation import validate as check
+
+    report = check(path, console(quiet=quiet))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        for finding in report.findings[:SHOWN_FINDINGS]:
+            click.echo(str(finding))
+        if len(report.findings) > SHOWN_FINDINGS:
+            click.echo(f"... and {len(report.findings) - SHOWN_FINDINGS} more; --json lists all")
+        state = "" if report.complete else ", still being written"
+        verdict = "sound" if report.ok else f"{len(report.findings)} findings"
+        click.echo(f"{path}: {verdict} ({report.samples:,} samples in {report.shards} shards{state})")
+    return 0 if report.ok else EXIT_FINDINGS
+
+
+@click.command()
+@PATH
+@click.option("--html", "target", type=click.Path(path_type=Path), default=Path("page.html"), show_default=True,
+              help="Where to write the page.")  # fmt: skip
+@click.option("--limit", type=int, default=50, show_default=True, help="Episodes shown at most.")
+def view(path: str, target: Path, limit: int) -> None:
+    """Make one offline HTML page of the dataset PATH: previews, actions, rewards, schema.
+
+    Example: vrl3data view sample:fetch-reach --html page.html
+    """
+    from cards.html.page import write_page
+
+    from vrl3data import storage
+    from vrl3data.dataset import open_dataset
+
+    with open_dataset(path) as dataset, storage.writing(target):
+        click.echo(write_page(dataset, target, limit))
+
+
+@click.command()
+@PATH
+def card(path: str) -> None:
+    """Write README.md of the dataset PATH anew, so that the hub's viewer reads its shards."""
+    from vrl3data import app, storage
+
+    with storage.writing(Path(path)):
+        click.echo(app.write_card(path))
+
+
+@click.group()
+def index() -> None:
+    """The index of a dataset: where every member of every sample lies."""
+
+
+@index.command()
+@PATH
+def rebuild(path: str) -> None:
+    """Make index.parquet anew from the shards of PATH. Example: vrl3data index rebuild out/door"""
+    from vrl3data import index as indexes
+    from vrl3data import storage
+    from vrl3data.dataset import from_shards, locate_dataset
+
+    directory = locate_dataset(path)
+    found, table = from_shards(directory)
+    with storage.writing(directory):
+        indexes.write(directory, table, found.dataset_id, indexes.shard_sizes(directory))
+    click.echo(f"{directory / indexes.INDEX}: {len(table):,} samples")
