@@ -4,7 +4,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +26,7 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
     if not part and data[at:] != bytes(1024):
         raise ValueError(f"{path.name}: damaged end")
 
-def decode(feature: dict[str, Any], parts: dict[str, bytes]) -> np.ndarray:
+def decode(feature: dict, parts: dict[str, bytes]) -> np.ndarray:
     """The array, rows first; the picture of kind images is a single unit, with neither name nor offsets."""
     name, codec = feature["name"], feature["codec"].split(":")[0]
     body = parts.get(f"{name}.{BODY[codec][0]}") or parts[BODY[codec][1]]
@@ -37,7 +36,7 @@ def decode(feature: dict[str, Any], parts: dict[str, bytes]) -> np.ndarray:
     rows = [np.array(Image.open(io.BytesIO(body[starts[i] : starts[i + 1]]))) for i in range(len(starts) - 1)]
     return np.stack([row.reshape(*row.shape[:2], *feature["shape"][2:]) for row in rows])
 
-def read(directory: str | Path) -> list[dict[str, Any]]:
+def read(directory: str | Path) -> list[dict]:
     """Every sample: key, split, meta, values, parts (its members' bytes) and what __meta__ says of it."""
     samples, head, parts = [], {}, {}
     for path in sorted(p for e in ("", ".part") for p in Path(directory).glob(f"data/[!.]*-??????.tar{e}")):
@@ -45,14 +44,15 @@ def read(directory: str | Path) -> list[dict[str, Any]]:
             parts[name[10:]] = payload  # after the nine digits and the dot
             if name == "__meta__":
                 head, parts = json.loads(payload), {}
-                asked = {f"major:{head['format']['major']}", *head["requires"], *head["schema"]["extras"]}
-                for f in head["schema"]["features"]:
-                    asked |= {f"{key}:{f[key].split(':')[0]}" for key in ("codec", "rows")}
-                if asked - KNOWN:
-                    raise ValueError(f"{path.name}: unknown to this reader: {sorted(asked - KNOWN)}")
+                needs = {f"major:{head['format']['major']}", *head["requires"], *head["schema"]["extras"]}
+                for feature in head["schema"]["features"]:
+                    needs |= {f"{what}:{feature[what].split(':')[0]}" for what in ("codec", "rows")}
+                if needs - KNOWN:
+                    raise ValueError(f"{path.name}: unknown to this reader: {sorted(needs - KNOWN)}")
             elif name[10:] == "meta.json":
                 meta, own, parts = json.loads(parts.pop("meta.json")), parts, {}
-                if [meta["members"], meta["sizes"]] != [",".join(own), ",".join(str(len(b)) for b in own.values())]:
+                sizes = ",".join(str(len(part)) for part in own.values())
+                if [meta["members"], meta["sizes"]] != [",".join(own), sizes]:
                     raise ValueError(f"{path.name}: sample {name[:9]} is not as it says it is")
                 values = {f["name"]: decode(f, own) for f in head["schema"]["features"]}
                 samples.append({**head, "key": name[:9], "meta": meta, "values": values, "parts": own})

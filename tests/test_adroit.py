@@ -289,7 +289,7 @@ def test_other_gymnasium_robotics(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def door() -> Iterator[AdroitScene]:
-    scene = AdroitScene("door", profile="fast", torch_later=True)
+    scene = AdroitScene("door", profile="fast")
     scene.set_scene({"door_body_pos": np.array([-0.2, 0.3, 0.3])})
     yield scene
     scene.close()
@@ -330,7 +330,7 @@ def test_close_and_render_again(door: AdroitScene) -> None:
 
 
 def test_render_relocate_from_below() -> None:
-    scene = AdroitScene("relocate", image_size=64, torch_later=True)
+    scene = AdroitScene("relocate", image_size=64)
     images = scene.render(np.zeros(36))
     scene.close()
     assert list(images) == ["cam1", "cam2", "cam3"]

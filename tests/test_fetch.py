@@ -134,7 +134,7 @@ def test_missing_gymnasium_robotics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_import_prints_nothing() -> None:
-    result = run_python("from vrl3data.envs.fetch import FetchReach; FetchReach(torch_later=False).close()")
+    result = run_python("from vrl3data.envs.fetch import FetchReach; FetchReach().close()")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -151,7 +151,7 @@ from vrl3data.envs import gl
 from vrl3data.errors import ConfigError
 try:
     model = gl.load_mujoco().MjModel.from_xml_string("<mujoco/>")
-    gl.make_renderer(model, 8, 8, torch_later=False)
+    gl.make_renderer(model, 8, 8)
 except ConfigError as error:
     print(type(error).__name__, error)
 """
@@ -192,10 +192,10 @@ def test_imports_are_cheap() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 def test_torch_after_a_gl_context() -> None:
-    """In the other order (context, then torch._dynamo) Mesa's software driver and triton crash."""
+    """In the other order (context, then triton) Mesa's software driver and triton crash."""
     code = (
         "import numpy as np; from vrl3data.envs.adroit import AdroitScene; "
-        "AdroitScene('door', profile='no-shadow', torch_later=True).render(np.zeros(30)); "
+        "AdroitScene('door', profile='no-shadow').render(np.zeros(30)); "
         "import torch; torch.optim.Adam([torch.zeros(2, requires_grad=True)]); print('alive')"
     )
     result = run_python(code)

@@ -57,6 +57,8 @@ class Feature:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise SchemaError(f"feature name {self.name!r} must be lower-case words joined by dots")
+        if self.name.endswith(".offsets"):
+            raise SchemaError(f"feature name {self.name!r}: names that end in .offsets are taken by the format")
         if self.dtype not in DTYPES:
             raise SchemaError(f"feature {self.name}: dtype {self.dtype!r}{did_you_mean(self.dtype, DTYPES)}")
         if self.rows not in ROWS:

@@ -32,7 +32,7 @@ FORMAT = {"major": 1, "minor": 0}
 KNOWN_REQUIREMENTS = ("codec:jpeg", "codec:png")
 PART = ".part"
 
-_COMMIT_TAIL = re.compile(rb',"meta_xxh3_128":"([0-9a-f]{32})"\}$')
+_SEAL = re.compile(rb',"meta_xxh3_128":"([0-9a-f]{32})"\}$')
 _NPY_TEXT = re.compile(rb"\{'descr': '([<|][a-z][0-9]+)', 'fortran_order': False, 'shape': (\([0-9, ]*\)), \} *\n")
 
 
@@ -113,7 +113,7 @@ def head_bytes(schema: Schema, dataset_id: str, split: str, shard: int, provenan
         "schema": schema.to_json(),
         "provenance": dict(provenance),
     }
-    return dumps(head).encode("ascii")
+    return _sealed(dumps(head))
 
 
 def check_head(head: Any) -> dict[str, Any]:
@@ -133,17 +133,26 @@ def check_head(head: Any) -> dict[str, Any]:
 
 def commit_bytes(meta: Mapping[str, Any]) -> bytes:
     """meta.json: the keys in the order given, then the hash of it all (FORMAT.md 6)."""
-    text = json.dumps(dict(meta), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _sealed(json.dumps(dict(meta), separators=(",", ":"), ensure_ascii=True, allow_nan=False))
+
+
+def parse_commit(payload: bytes) -> dict[str, Any]:
+    """DamagedError unless every byte is as `commit_bytes` wrote it."""
+    return _unsealed(payload, "the commit record meta.json")
+
+
+def _sealed(text: str) -> bytes:
+    """A JSON object with the hash of all before it as its last key."""
     body = text[:-1].encode("ascii")
     return body + b',"meta_xxh3_128":"' + xxhash.xxh3_128_hexdigest(body).encode() + b'"}'
 
 
-def parse_commit(payload: bytes) -> dict[str, Any]:
-    tail = _COMMIT_TAIL.search(payload)
+def _unsealed(payload: bytes, what: str) -> dict[str, Any]:
+    tail = _SEAL.search(payload)
     if not tail or xxhash.xxh3_128_hexdigest(payload[: tail.start()]).encode() != tail[1]:
-        raise DamagedError("the commit record meta.json is not whole: its hash does not fit")
-    meta: dict[str, Any] = json.loads(payload)
-    return meta
+        raise DamagedError(f"{what} is not whole: its hash does not fit")
+    value: dict[str, Any] = json.loads(payload)
+    return value
 
 
 @dataclass(frozen=True)
@@ -208,20 +217,28 @@ class _Walk:
                 return self._finish(offset)
             if len(block) < BLOCK:
                 return self._torn()
+            if self._unwritten(offset + BLOCK):
+                return self._torn()
             with locate(offset=offset):
                 name, size = parse_member_header(block)
                 start = offset + BLOCK
                 if start + padded(size) > self.size:
                     return self._torn()
+                if name.endswith((COMMIT_MEMBER, HEAD_MEMBER)) and self._unwritten(start + size - 1):
+                    return self._torn()
                 self._member(name, start, size)
             offset = start + padded(size)
         return self._torn()
+
+    def _unwritten(self, offset: int) -> bool:
+        """Whether a crash left a `.part` with nothing but zeros from here on. Whole members never end so."""
+        return self.part and (offset >= self.size or (not self.data[offset] and not any(self.data[offset:])))
 
     def _member(self, name: str, start: int, size: int) -> None:
         if self.result is None:
             if name != HEAD_MEMBER:
                 raise DamagedError(f"expected the member {HEAD_MEMBER} first, found {name!r}")
-            self.result = Scan(check_head(_json(self.data[start : start + size])), end=start + padded(size))
+            self.result = Scan(check_head(_unsealed(self.data[start : start + size], name)), end=start + padded(size))
             return
         key, dot, member = name.partition(".")
         if not (dot and key.isdigit() and len(key) == KEY_DIGITS):
@@ -267,10 +284,3 @@ class _Walk:
             result.torn_bytes = self.size - result.end
             return result
         raise DamagedError("the shard is cut off: it has no end mark")
-
-
-def _json(payload: bytes) -> Any:
-    try:
-        return json.loads(payload)
-    except ValueError as error:
-        raise DamagedError(f"{HEAD_MEMBER} is not JSON: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -124,14 +123,12 @@ class AdroitConverter:
     def _open_scene(self) -> adroit.AdroitScene:
         if self._scene is None:
             options = self.options
-            in_worker = multiprocessing.parent_process() is not None
             self._scene = adroit.AdroitScene(
                 self.task,
                 look=options.look,
                 profile=options.render,
                 cameras=self._cameras(),
                 image_size=options.image_size,
-                torch_later=not in_worker,
             )
         return self._scene
 

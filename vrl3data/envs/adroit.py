@@ -158,8 +158,7 @@ def camera_names(model: mujoco.MjModel) -> tuple[str, ...]:
 class AdroitScene:
     """One task's model with cameras, for states set from outside. Keep one and reuse it.
 
-    The GL context is made at the first `render`; `torch_later` says whether this process may import
-    torch after that (see `gl.make_renderer`).
+    The GL context is made at the first `render`.
     """
 
     def __init__(
@@ -170,7 +169,6 @@ class AdroitScene:
         profile: str = "exact",
         cameras: tuple[str, ...] | None = None,
         image_size: int = 84,
-        torch_later: bool = False,
     ) -> None:
         self.task_name = task_name
         self.task = task_named(task_name)
@@ -187,7 +185,6 @@ class AdroitScene:
         apply_profile(self.model, profile)
         self.image_size = image_size
         self.data = load_mujoco().MjData(self.model)
-        self._torch_later = torch_later
         self._renderer: mujoco.Renderer | None = None
         self._start_Q: Array | None = None
 
@@ -231,7 +228,7 @@ class AdroitScene:
         """
         if self._renderer is None:
             size = self.image_size
-            self._renderer = make_renderer(self.model, size, size, torch_later=self._torch_later)
+            self._renderer = make_renderer(self.model, size, size)
         self.data.qpos[:] = qpos_Q
         load_mujoco().mj_forward(self.model, self.data)
         images: dict[str, NDArray[np.uint8]] = {}

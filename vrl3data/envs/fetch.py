@@ -39,7 +39,7 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
     render_mode = "rgb_array"
     task = "move the gripper to the red ball"
 
-    def __init__(self, image_size: int = 84, max_steps: int = 50, *, torch_later: bool = True) -> None:
+    def __init__(self, image_size: int = 84, max_steps: int = 50) -> None:
         if image_size < 1 or max_steps < 1:
             raise ConfigError(f"expected a positive size and step limit, got {image_size} and {max_steps}")
         self._mujoco = load_mujoco()
@@ -47,7 +47,7 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._model: mujoco.MjModel = self._env.model
         self._data: mujoco.MjData = self._env.data
         apply_profile(self._model, "no-shadow")
-        self._renderer = make_renderer(self._model, image_size, image_size, torch_later=torch_later)
+        self._renderer = make_renderer(self._model, image_size, image_size)
         self.renderer = f"mujoco {self._mujoco.__version__}, {renderer_name()}, no-shadow"
         self._camera = self._mujoco.MjvCamera()
         for name, value in _CAMERA.items():

@@ -50,22 +50,15 @@ def apply_profile(model: mujoco.MjModel, profile: str) -> None:
         model.vis.quality.shadowsize = shadow_size
 
 
-def make_renderer(
-    model: mujoco.MjModel,
-    height: int,
-    width: int,
-    *,
-    torch_later: bool = True,
-) -> mujoco.Renderer:
+def make_renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Renderer:
     """Make an off-screen renderer; its `render()` returns uint8 (height, width, 3), 0-255, top row first.
 
-    `torch_later=False` is for processes that never import torch: it saves seconds. Everywhere else
-    torch._dynamo has to be imported before the context, because Mesa's software driver and triton
-    clash: imported in the other order, the first torch.optim constructor ends in a segmentation fault.
     Reuse one renderer: making one takes hundreds of milliseconds. The caller closes it.
     """
-    if torch_later and importlib.util.find_spec("torch") is not None:
-        importlib.import_module("torch._dynamo")
+    # Mesa's software driver and triton (which torch brings) bring LLVM each. Loaded after a GL context exists,
+    # triton ends in a segmentation fault at the first torch.optim constructor; loaded before, both work.
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
     mujoco = load_mujoco()
     # Without this MuJoCo refuses images larger than the buffer the model's XML asks for (640 x 480).
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
