@@ -25,9 +25,8 @@ from vrl3data.stats import MAX_FRAMES, MAX_WIDTH
 Row = tuple[str, ...]
 
 CARD = "README.md"
-SHOWN_ENTRIES = 4
-"""Entries of a vector that a table of statistics shows."""
-SHOWN_SKIPS, SHOWN_WORDS = 100, 10
+SHOWN_ENTRIES, SHOWN_SKIPS, SHOWN_WORDS = 4, 100, 10
+"""Of a vector in the statistics, of skipped sources, of origins and tasks."""
 LICENSES = re.compile(
     r"unknown|mit|isc|zlib|pddl|odbl|odc-by|unlicense|apache-2\.0|bsd|bsd-[23]-clause|mpl-2\.0|gpl-[23]\.0|agpl-3\.0|"
     r"lgpl-(2\.1|3\.0)|cc0-1\.0|cc-by(-nc)?(-sa)?-[34]\.0|cc-by(-nc)?-nd-4\.0|cdla-permissive-[12]\.0"
@@ -165,9 +164,9 @@ def _label_type(feature: Feature, dataset: Dataset) -> dict[str, Any]:
     """Class names where `datasets` can take them: it refuses names that are not unique and labels without a name."""
     names = [plain(name) for name in feature.names]
     highest = dataset.index["label"].to_numpy().max(initial=-1)
-    if not all(names) or len(set(names)) != len(names) or highest >= len(names):
-        return {"dtype": feature.dtype}
-    return {"dtype": {"class_label": {"names": {str(label): name for label, name in enumerate(names)}}}}
+    if all(names) and len(set(names)) == len(names) > highest:
+        return {"dtype": {"class_label": {"names": {str(label): name for label, name in enumerate(names)}}}}
+    return {"dtype": feature.dtype}
 
 
 def _commit_fields(dataset: Dataset) -> list[dict[str, str]]:
@@ -315,14 +314,14 @@ def provenance_rows(found: Manifest) -> list[Row]:
         f"lowest PSNR {found.lossy['psnr_min']:g} dB, mean {found.lossy['psnr_mean']:g} dB, greatest difference "
         f"{found.lossy['max_error']:g}, over {counted(found.lossy['samples'], 'sample')}"
     )
-    files_text = f"{counted(source['files'], 'file')}, {size_text(source['bytes'])}" if source.get("files") else ""
+    amount = f"{counted(source['files'], 'file')}, {size_text(source['bytes'])}" if source.get("files") else ""
     rows = [
         ("tool", made.get("tool")),
         ("converter", f"{made.get('converter')}, version {made.get('converter_version')}"),
         ("versions", versions),
         ("options", options),
         ("source", source.get("name")),
-        ("source files", files_text),
+        ("source files", amount),
         ("source identity", source.get("identity")),
         ("content sha256", found.content.get("sha256")),
         ("renderer", "; ".join(renderers)),

@@ -1,4 +1,4 @@
-"""A reader of the vrl3data format 1.0, written from FORMAT.md alone; it leaves the xxh3 hashes unchecked."""
+"""A reader of the vrl3data format 1.0, written from FORMAT.md alone (hashes unchecked)."""
 import io
 import json
 import tarfile
@@ -33,20 +33,21 @@ def decode(feature: dict, parts: dict[str, bytes]) -> np.ndarray:
     if codec in ("raw", "text"):
         return np.load(io.BytesIO(body)) if codec == "raw" else np.array([int(body)], np.int64)
     starts = [0, len(body)] if BODY[codec][1] in parts else np.load(io.BytesIO(parts[f"{name}.offsets.npy"]))
-    rows = [np.array(Image.open(io.BytesIO(body[starts[i] : starts[i + 1]]))) for i in range(len(starts) - 1)]
-    return np.stack([row.reshape(*row.shape[:2], *feature["shape"][2:]) for row in rows])
+    mode = {"uint16": "I;16"}.get(feature["dtype"], "L" if feature["shape"][-1] == 1 else "RGB")
+    units = (Image.open(io.BytesIO(body[starts[i] : starts[i + 1]])) for i in range(len(starts) - 1))
+    return np.stack([np.array(u.convert(mode)).reshape(*u.size[::-1], *feature["shape"][2:]) for u in units])
 
 def read(directory: str | Path) -> list[dict]:
     """Every sample: key, split, meta, values, parts (its members' bytes) and what __meta__ says of it."""
-    samples, head, parts = [], {}, {}
+    samples, parts = [], {}
     for path in sorted(p for e in ("", ".part") for p in Path(directory).glob(f"data/[!.]*-??????.tar{e}")):
         for name, payload in members(path):
             parts[name[10:]] = payload  # after the nine digits and the dot
             if name == "__meta__":
                 head, parts = json.loads(payload), {}
                 needs = {f"major:{head['format']['major']}", *head["requires"], *head["schema"]["extras"]}
-                for feature in head["schema"]["features"]:
-                    needs |= {f"{what}:{feature[what].split(':')[0]}" for what in ("codec", "rows")}
+                features, keys = head["schema"]["features"], ("codec", "rows")
+                needs |= {f"{key}:{feature[key].split(':')[0]}" for feature in features for key in keys}
                 if needs - KNOWN:
                     raise ValueError(f"{path.name}: unknown to this reader: {sorted(needs - KNOWN)}")
             elif name[10:] == "meta.json":
@@ -54,6 +55,6 @@ def read(directory: str | Path) -> list[dict]:
                 sizes = ",".join(str(len(part)) for part in own.values())
                 if [meta["members"], meta["sizes"]] != [",".join(own), sizes]:
                     raise ValueError(f"{path.name}: sample {name[:9]} is not as it says it is")
-                values = {f["name"]: decode(f, own) for f in head["schema"]["features"]}
+                values = {f["name"]: decode(f, own) for f in features}
                 samples.append({**head, "key": name[:9], "meta": meta, "values": values, "parts": own})
     return samples

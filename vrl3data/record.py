@@ -130,7 +130,8 @@ class Recorder(gymnasium.Wrapper):
     def _write(self, terminated: bool, truncated: bool) -> None:
         length = len(self._rows["reward"])
         values: dict[str, Array] = {name: np.stack(rows) for name, rows in self._rows.items() if rows}
-        values["timestamp"] = np.arange(length + 1, dtype=np.int64) * self._dt_ns
+        if self._dt_ns:
+            values["timestamp"] = np.arange(length + 1, dtype=np.int64) * self._dt_ns
         self._writer.write(
             Episode(
                 name=f"{self.episodes:06d}",
@@ -171,7 +172,7 @@ class Recorder(gymnasium.Wrapper):
             self.env.reset(seed=0)
             sim = [Feature(name, "float64", np.shape(value), "state") for name, value in self._sim().items()]
         features = (*observed, _action(self.env.action_space), Feature("reward", "float64"),
-                    Feature("timestamp", "int64", rows="state", unit="ns"), *sim)  # fmt: skip
+                    *([Feature("timestamp", "int64", rows="state", unit="ns")] if self._dt_ns else []), *sim)  # fmt: skip
         cameras = any(feature.is_image for feature in features)
         return Schema("episodes", features, (PREVIEW,) if cameras else ())
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,7 @@ class Writer:
         self.skipped: list[Mapping[str, str]] = []
         self._unconfirmed: list[tuple[str, int, str]] = []
         self._unconfirmed_bytes = 0
+        self._failed = False
         self._index = index.IndexBuilder(spec.schema)
         with storage.writing(self.path):
             _check_target(self.path)
@@ -96,23 +97,40 @@ class Writer:
 
     def append(self, sample: EncodedSample) -> None:
         """Append one encoded sample; it is confirmed at once, or with the next batch in kind `images`."""
-        name, sample_id = sample.meta["name"], sample.meta["id"]
-        with locate(episode=name):
+        name, sample_id, size = sample.meta["name"], sample.meta["id"], sample.shard_bytes
+        with locate(episode=name), self._disk():
             if sample_id in self.present:
                 raise DestinationError("a sample of this name is already in the dataset")
-            with storage.writing(self.path, RESUME_HINT):
-                split = self._room(sample.meta["split"], sample.shard_bytes)
-                key = split.samples
-                members = self._put(split, key, sample)
-                self._index.add(split.path.name.removesuffix(shard.PART), shard.Entry(key, members, sample.meta))
-                split.samples += 1
-                split.in_shard += 1
-                split.steps += sample.meta.get("length", 0)
-                self.present.add(sample_id)
-                self._unconfirmed.append((split.name, key, sample_id))
-                self._unconfirmed_bytes += sample.shard_bytes
-                if self._due():
-                    self.confirm()
+            split = self._room(sample.meta["split"], size)
+            key = split.samples
+            try:
+                places = {n: _put_member(split, shard.sample_name(key, n), body) for n, body in sample.members}
+            finally:
+                sample.discard()
+            self._index.add(split.path.name.removesuffix(shard.PART), shard.Entry(key, places, sample.meta))
+            split.samples += 1
+            split.in_shard += 1
+            split.steps += sample.meta.get("length", 0)
+            self.present.add(sample_id)
+            self._unconfirmed.append((split.name, key, sample_id))
+            self._unconfirmed_bytes += size
+            if self._due():
+                self.confirm()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """An error of the disk ends this writer: what was not confirmed is forgotten, the rest stays on disk."""
+        if self._failed:
+            raise DestinationError("this writer has failed; open a new one to go on")
+        with storage.writing(self.path, RESUME_HINT):
+            try:
+                yield
+            except OSError:
+                self._failed = True
+                self.present -= {sample_id for _, _, sample_id in self._unconfirmed}
+                self._unconfirmed = []
+                self._close_files()
+                raise
 
     def _due(self) -> bool:
         if self.spec.schema.kind == "episodes":
@@ -135,7 +153,7 @@ class Writer:
 
     def finish(self, run: Mapping[str, Any] | None = None) -> Manifest:
         """Close all shards; write index, statistics and, last, the manifest."""
-        with storage.writing(self.path, RESUME_HINT):
+        with self._disk():
             self.confirm()
             for split in self.splits.values():
                 self._close_shard(split)
@@ -151,11 +169,7 @@ class Writer:
 
     def close(self) -> None:
         """Let go of the directory; unfinished shards stay as they are, readable and resumable."""
-        for split in self.splits.values():
-            if split.file is not None:
-                with suppress(OSError):  # an earlier error has told of the full disk; only buffers are lost
-                    split.file.close()
-                split.file = None
+        self._close_files()
         if self.spool.is_dir():
             for leftover in self.spool.iterdir():
                 leftover.unlink(missing_ok=True)
@@ -163,6 +177,13 @@ class Writer:
         if self._lock.is_locked:
             (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
+
+    def _close_files(self) -> None:
+        for split in self.splits.values():
+            if split.file is not None:
+                with suppress(OSError):  # the disk has refused these buffers already, and that was reported
+                    split.file.close()
+                split.file = None
 
     def __enter__(self) -> Writer:
         return self
@@ -172,7 +193,7 @@ class Writer:
     ) -> None:
         if kind is None and not self.complete:
             self.finish()
-        elif not self.complete:
+        elif not self.complete and not self._failed:
             with suppress(OSError):  # the error on its way out matters more than a disk that is full as well
                 self.confirm()
         self.close()
@@ -199,22 +220,6 @@ class Writer:
             self.spec.schema, self.spec.dataset_id, split.name, split.number, self.spec.provenance.to_json()
         )
         _put_member(split, shard.HEAD_MEMBER, head)
-
-    def _put(self, split: _Split, key: int, sample: EncodedSample) -> dict[str, tuple[int, int]]:
-        """Write the members; on a full disk cut back to the sample before."""
-        assert split.file is not None
-        before, sha256 = split.size, split.sha256.copy()
-        try:
-            return {name: _put_member(split, shard.sample_name(key, name), body) for name, body in sample.members}
-        except OSError:
-            with suppress(OSError):  # closing flushes, and that fails on a full disk too
-                split.file.close()
-            split.file, split.size, split.sha256 = None, before, sha256
-            if split.path.stat().st_size > before:
-                os.truncate(split.path, before)
-            raise
-        finally:
-            sample.discard()
 
     def _close_shard(self, split: _Split) -> None:
         if split.file is None:

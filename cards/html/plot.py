@@ -20,6 +20,8 @@ MAX_BINS = 150
 MAX_LINES = 64
 LIMIT = 1e300
 """Beyond this the difference of two values may not be a number any more."""
+SMALLEST = 1e-290
+"""A range below this is none: its ticks could not be told apart."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Plot:
 def line_plot(title: str, values: Array, labels: Sequence[str] = ()) -> Plot:
     """All columns of `values`, rows first, over the row number. What is not finite leaves a gap."""
     flat_TD = np.asarray(values).reshape(len(values), -1 if len(values) else 1).astype(np.float64)
-    y_TD = np.clip(flat_TD[:, :MAX_LINES], -LIMIT, LIMIT, where=np.isfinite(flat_TD[:, :MAX_LINES]), out=None)
-    y_TD = np.where(np.isfinite(flat_TD[:, :MAX_LINES]), y_TD, np.nan)
+    shown_TD = flat_TD[:, :MAX_LINES]
+    y_TD = np.clip(np.where(np.isfinite(shown_TD), shown_TD, np.nan), -LIMIT, LIMIT)
     last = max(1, len(y_TD) - 1)
     low, high = _range(y_TD)
     x_N, y_ND = _thinned(y_TD)
@@ -81,9 +83,9 @@ def _range(y_TD: Array) -> tuple[float, float]:
     if not np.isfinite(y_TD).any():
         return 0.0, 1.0
     low, high = float(np.nanmin(y_TD)), float(np.nanmax(y_TD))
-    room = 0.04 * (high - low) or max(abs(high) * 0.5, 1e-12)
-    if high - low <= abs(high) * 1e-12:
-        room = max(abs(high) * 0.5, 1e-12)
+    greatest = max(abs(low), abs(high))
+    flat = high - low <= max(1e-12 * greatest, SMALLEST)
+    room = (0.5 * greatest if greatest > SMALLEST else 1.0) if flat else 0.04 * (high - low)
     return low - room, high + room
 
 
