@@ -23,8 +23,6 @@ from vrl3data.schema import Array, Episode, Feature, Schema
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 SPLITS = ("train", "val", "test")
 BATCH = 64
-MAX_PIXELS = 178_956_970
-"""Larger pictures are refused as decompression bombs (Pillow's own limit for an error)."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,9 @@ def _pictures(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An RGB picture from a file of any kind that Pillow knows; SourceError if it is broken or cut off."""
+    """An RGB picture from a file of any kind that Pillow knows; SourceError if it is broken, cut off or a bomb."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise SourceError(f"the picture has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SourceError(f"not a readable picture: {_reason(error, data)}") from error

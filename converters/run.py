@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from converters.base import Converter, Plan, Unit
+from vrl3data import manifest
 from vrl3data.errors import ConfigError, DestinationError, SchemaError, SourceError, Vrl3dataError, locate
 from vrl3data.manifest import MANIFEST, Manifest
 from vrl3data.report import Reporter, Silent
@@ -77,11 +79,24 @@ def run(
     SourceError names the source that broke (with `on_error="skip"` it is counted instead), DestinationError
     what is wrong with `dest`. What was confirmed before an error stays readable.
     """
-    options, reporter, started = options or RunOptions(), reporter or Silent(), time.monotonic()
+    options, reporter = options or RunOptions(), reporter or Silent()
     if options.jobs < 1:
         raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
     plan = converter.plan()
     replaced = _set_aside(dest) if options.overwrite else None
+    try:
+        receipt = _run(converter, plan, dest, options, reporter)
+    except BaseException:
+        if replaced is not None:
+            reporter.warn(f"the dataset that was to be replaced is kept in {replaced}")
+        raise
+    if replaced is not None:
+        shutil.rmtree(replaced)
+    return receipt
+
+
+def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, reporter: Reporter) -> Receipt:
+    started = time.monotonic()
     with contextlib.closing(converter), Writer(dest, plan.spec, reporter) as writer:
         if writer.complete:
             found = _finished(dest)
@@ -92,8 +107,6 @@ def run(
             reasons = "; ".join(entry["reason"] for entry in writer.skipped[:3])
             raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
         found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
-    if replaced is not None:
-        _remove(replaced)
     return Receipt(dest, found, len(writer.present) - before, time.monotonic() - started, plan.notes)
 
 
@@ -234,17 +247,9 @@ def _set_aside(dest: Path) -> Path | None:
 
 
 def _finished(dest: Path) -> Manifest:
-    from vrl3data import manifest
-
     found = manifest.read(dest)
     assert found is not None
     return found
-
-
-def _remove(directory: Path) -> None:
-    import shutil
-
-    shutil.rmtree(directory)
 
 
 def _run_block(jobs: int) -> dict[str, Any]:

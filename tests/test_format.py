@@ -134,17 +134,19 @@ def test_a_flipped_byte_never_reads_silently(tmp_path: Path, codec: str) -> None
     errors = 0
     for place in rng.choice(len(whole), 150, replace=False):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << int(rng.integers(8)))]) + whole[place + 1 :])
-        try:
-            assert _everything(path) == want
-        except Vrl3dataError as error:
-            errors += 1
-            assert "train-000000.tar" in str(error)
+        found = _everything(path)
+        assert found == want or "train-000000.tar" in str(found)
+        errors += isinstance(found, str)
     assert errors > 50  # the rest are padding, which holds no data
 
 
-def _everything(path: Path) -> list[object]:
-    with vrl3data.open(path) as dataset:
-        return [(item.meta, [item[name].tobytes() for name in dataset.schema.names]) for item in dataset]
+def _everything(path: Path) -> list[object] | str:
+    """All that is in a dataset, or the message of our error."""
+    try:
+        with vrl3data.open(path) as dataset:
+            return [(item.meta, [item[name].tobytes() for name in dataset.schema.names]) for item in dataset]
+    except Vrl3dataError as error:
+        return str(error)
 
 
 def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> None:

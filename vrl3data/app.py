@@ -50,7 +50,6 @@ def convert(
 def write_card(path: Path | str) -> Path:
     """(Re)write README.md, the card, of a dataset."""
     from cards.dataset_card import write_card as write
-
     from vrl3data.dataset import open_dataset
 
     with open_dataset(path) as dataset:

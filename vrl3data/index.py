@@ -90,9 +90,13 @@ def read(directory: Path, schema: Schema, dataset_id: str) -> pa.Table | None:
             note = json.loads((table.schema.metadata or {}).get(b"vrl3data", b"{}"))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DamagedError(f"the index cannot be read: {error}; 'vrl3data index rebuild' makes it anew") from error
-        stale = note.get("dataset_id") != dataset_id or note.get("shards") != shard_sizes(directory)
+        sizes = shard_sizes(directory)
+        stale = note.get("dataset_id") != dataset_id or note.get("shards") != sizes
         if stale or not table.schema.equals(arrow_schema(schema)):
             return None
+        # The index comes from outside like everything else: it may name our shards and no other file.
+        if foreign := set(table["shard"].unique().to_pylist()) - set(sizes):
+            raise DamagedError(f"the index names {sorted(map(str, foreign))[0]!r}, which is no shard of this dataset")
     return table
 
 

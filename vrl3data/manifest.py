@@ -11,7 +11,7 @@ from typing import Any
 
 from vrl3data import __version__, shard, storage
 from vrl3data.errors import DamagedError, locate
-from vrl3data.schema import Schema
+from vrl3data.schema import SPLIT, Schema
 
 MANIFEST = "dataset.json"
 SHARD_SIZE = 256 * 1024**2
@@ -127,6 +127,9 @@ class Manifest:
         plain = ("dataset_id", "provenance", "name", "license", "description", "subsets", "fingerprint")
         more = ("content", "lossy", "stats", "run")
         values = {key: data[key] for key in (*plain, *more) if key in data}
+        for name in data["splits"]:
+            if not SPLIT.fullmatch(name):
+                raise ValueError(f"split {name!r}")
         splits = {
             name: SplitInfo(
                 item["samples"], item["steps"], tuple(ShardInfo(**_known(entry)) for entry in item["shards"])

@@ -98,7 +98,7 @@ class Recorder(gymnasium.Wrapper):
             self._writer.close()
         self.env.close()
 
-    def __exit__(self, *args: Any) -> Literal[False]:  # type: ignore[override]
+    def __exit__(self, *args: Any) -> Literal[False]:
         if args and args[0] is not None:
             self._writer.close()
             self.env.close()
@@ -171,8 +171,9 @@ class Recorder(gymnasium.Wrapper):
         if self._sim:
             self.env.reset(seed=0)
             sim = [Feature(name, "float64", np.shape(value), "state") for name, value in self._sim().items()]
+        clock = [Feature("timestamp", "int64", rows="state", unit="ns")] if self._dt_ns else []
         features = (*observed, _action(self.env.action_space), Feature("reward", "float64"),
-                    *([Feature("timestamp", "int64", rows="state", unit="ns")] if self._dt_ns else []), *sim)  # fmt: skip
+                    *clock, *sim)  # fmt: skip
         cameras = any(feature.is_image for feature in features)
         return Schema("episodes", features, (PREVIEW,) if cameras else ())
 

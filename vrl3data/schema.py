@@ -192,6 +192,11 @@ def check(episode: Episode, schema: Schema) -> None:
         raise SchemaError(f"feature {unknown[0]!r} is not in the schema{did_you_mean(unknown[0], missing)}")
     if missing and schema.kind == "images":
         raise SchemaError(f"an image needs the features {', '.join(missing)}")
+    for text in (episode.name, episode.source, episode.task, episode.class_name):
+        if not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
+            raise SchemaError(f"the text {text!r} cannot be written as UTF-8")
+    if episode.split == "all":
+        raise SchemaError("split 'all' cannot be loaded by datasets; choose another name")
     if not SPLIT.fullmatch(episode.split):
         raise SchemaError(f"split {episode.split!r} must be lower-case letters, digits and underscores")
     if schema.kind == "episodes" and episode.length < 1:

@@ -27,7 +27,8 @@ def compute(dataset: Dataset) -> dict[str, Any]:
     """
     features = {}
     for feature in dataset.schema.features:
-        if (feature.codec_name != "text" and feature.rows != "episode") or feature.is_image:
+        numbers = feature.codec_name != "text" and feature.rows != "episode" and 0 not in feature.shape
+        if numbers or feature.is_image:
             blocks = _frames(dataset, feature) if feature.is_image else _numbers(dataset, feature)
             features[feature.name] = _summary(blocks)
     return {"fingerprint": dataset.manifest.fingerprint, "features": features}
@@ -42,7 +43,7 @@ def _numbers(dataset: Dataset, feature: Feature) -> Iterable[Array]:
 
 def _frames(dataset: Dataset, feature: Feature) -> Iterable[Array]:
     per_sample = -(-MAX_FRAMES // max(1, len(dataset)))
-    stride = -(-len(dataset) // MAX_FRAMES)
+    stride = max(1, -(-len(dataset) // MAX_FRAMES))
     for position in range(0, len(dataset), stride):
         item = dataset[position]
         if feature.name in item.absent:
@@ -56,7 +57,7 @@ def _summary(blocks: Iterable[Array]) -> dict[str, Any]:
     """Merged block by block (Chan et al. 1979), so that large means do not eat small deviations."""
     count: Array | None = None
     for block in blocks:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             number = np.sum(np.isfinite(block), axis=0)
             clean = np.where(np.isfinite(block), block, 0.0)
             mean_b = clean.sum(axis=0) / np.maximum(number, 1)
@@ -76,7 +77,7 @@ def _summary(blocks: Iterable[Array]) -> dict[str, Any]:
     std = np.sqrt(square / np.maximum(count, 1))
     summary = {"rows": rows, "nan": int((rows - count).sum())}
     return summary | {
-        key: [round(float(v), 6) if np.isfinite(v) else 0.0 for v in value]
+        key: [float(f"{v:.7g}") if np.isfinite(v) else 0.0 for v in value]
         for key, value in (("mean", mean), ("std", std), ("min", low), ("max", high))
     }
 

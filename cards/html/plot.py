@@ -69,9 +69,9 @@ def line_plot(title: str, values: Array, labels: Sequence[str] = ()) -> Plot:
     return Plot(title, lines, x_ticks, y_ticks, flat_TD.shape[1] - count)
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers within [low, high], around `about` of them."""
-    rough = (high - low) / about
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers within [low, high], with at most `most` steps between the first and the last."""
+    rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, final = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

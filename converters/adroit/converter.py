@@ -75,7 +75,7 @@ class AdroitConverter:
             check_exists(source)
             with locate(path=source.name):
                 episodes = _load(source)
-                self._set_task(pickles.demonstration(episodes[0]))
+                self._set_task(_first_whole(episodes))
             sha256 = file_sha256(source)
             origin, license_ = KNOWN_FILES.get(sha256, ("unknown", "unknown"))
             origins.add(origin if self.options.origin == "auto" else self.options.origin)
@@ -259,7 +259,24 @@ _REWARDS = {
 }
 
 
-@lru_cache(maxsize=1)
+def _first_whole(episodes: list[Any]) -> Demonstration:
+    """The first episode that can be read tells the task; a broken one is `read`'s business."""
+    failure: SourceError | None = None
+    for episode in episodes:
+        try:
+            return pickles.demonstration(episode)
+        except SourceError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
 def _load(source: Path) -> list[Any]:
     """One file at a time stays in memory: units come in the order of the files."""
+    stat = source.stat()
+    return _loaded(source, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: Path, mtime_ns: int, size: int) -> list[Any]:  # noqa: ARG001 - a changed file is read anew
     return pickles.load(read_bytes(source))

@@ -85,7 +85,6 @@ def view(path: str, target: Path, limit: int) -> None:
     Example: vrl3data view sample:fetch-reach --html page.html
     """
     from cards.html.page import write_page
-
     from vrl3data import storage
     from vrl3data.dataset import open_dataset
 

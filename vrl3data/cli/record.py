@@ -54,7 +54,6 @@ def demo(dest: Path, quiet: bool) -> None:
     Running it again shows what is there. Takes less than a minute on two cores.
     """
     from cards.html.page import write_page
-
     from vrl3data import app
     from vrl3data.dataset import open_dataset
     from vrl3data.validation import validate
