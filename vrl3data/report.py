@@ -100,6 +100,7 @@ class _Lines:
         self.label, self.total, self.unit, self.stream = label, total, unit, stream
         self.count, self.started = 0, time.monotonic()
         self.shown = self.started
+        self.show()
 
     def advance(self, done: int = 1) -> None:
         self.count += done
@@ -110,5 +111,6 @@ class _Lines:
         self.shown = time.monotonic()
         rate = self.count / max(self.shown - self.started, 1e-3)
         of = "" if self.total is None else f"/{self.total}"
-        left = "" if self.total is None or not rate else f", {max(0.0, self.total - self.count) / rate:.0f} s left"
+        known = self.total is not None and self.count > 0
+        left = f", {max(0, (self.total or 0) - self.count) / rate:.0f} s left" if known else ""
         print(f"{self.label} {self.count}{of} {self.unit}, {rate:.1f}/s{left}", file=self.stream, flush=True)

@@ -1,0 +1,121 @@
+"""Real files: human demonstrations, expert rollouts, ImageNet pictures; and the other libraries on our shards."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vrl3data
+from converters.adroit import pickles
+from converters.imagenet import list_files
+from vrl3data.validation import validate
+
+pytestmark = pytest.mark.realdata
+ROLLOUTS = "adroit/expert_rollouts/{}-v0_expert_rollouts.pickle"
+
+
+def first_episodes(source: Path, target: Path, count: int = 2, steps: int = 40) -> list[dict[str, np.ndarray]]:
+    """The beginning of a real pickle, short enough to render in a test."""
+    episodes = [
+        {**episode, **{key: episode[key][:steps] for key in ("observations", "actions", "rewards")}}
+        for episode in pickles.load(source.read_bytes())[:count]
+    ]
+    target.write_bytes(pickle.dumps(episodes, protocol=3))
+    return episodes
+
+
+def test_human_door_demonstrations(real_data: Path, tmp_path: Path) -> None:
+    episodes = pickles.load((real_data / "adroit/door-v0_demos.pickle").read_bytes())
+    assert (len(episodes), sum(len(episode["actions"]) for episode in episodes)) == (25, 6729)
+    few = first_episodes(real_data / "adroit/door-v0_demos.pickle", tmp_path / "door.pickle", steps=250)
+    vrl3data.convert(None, tmp_path / "door.pickle", tmp_path / "out", {"render": "fast", "image_size": 32})
+    with vrl3data.open(tmp_path / "out") as dataset:
+        for item, episode in zip(dataset, few, strict=True):
+            assert np.array_equal(item["action"], episode["actions"])
+            assert np.array_equal(item["reward"], episode["rewards"])
+            assert abs(item["sim.qpos"][:, 28] - episode["observations"][:, 28]).max() <= 1e-4
+            assert item.source_meta["reconstruction_error"]["max"] < 0.01
+            # the door opens in the recording, and so it does in the frames
+            frames = item["obs.image.top"].astype(int)
+            assert abs(frames[-1] - frames[0]).mean() > 5
+    assert validate(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize(("task", "cameras"), [("hammer", 1), ("pen", 1), ("relocate", 3)])
+def test_expert_rollouts(real_data: Path, tmp_path: Path, task: str, cameras: int) -> None:
+    few = first_episodes(real_data / ROLLOUTS.format(task), tmp_path / "expert.pickle", steps=100)
+    options = {"render": "fast", "image_size": 24, "origin": "policy", "rewards": "gymnasium"}
+    receipt = vrl3data.convert("adroit", tmp_path / "expert.pickle", tmp_path / "out", options)
+    assert receipt.manifest.name == f"adroit-{task}-policy"
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert len(dataset.schema.cameras) == cameras
+        for item, episode in zip(dataset, few, strict=True):
+            assert np.array_equal(item["reward.recorded"], episode["rewards"])
+            # computed from observations, and yet what the simulator said; thresholds may fall one step later
+            close = abs(item["reward"] - item["reward.recorded"])[:-1] < 0.1
+            assert close.mean() > 0.95
+            assert item.meta["origin"] == "policy"
+
+
+def test_the_policies_of_dapg_are_refused(real_data: Path) -> None:
+    for file in sorted((real_data / "adroit/policies").glob("*.pickle")):
+        with pytest.raises(vrl3data.errors.SourceError, match="refused: the pickle asks for mjrl"):
+            pickles.load(file.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("imagenette224/train", 2600), ("tiny-imagenet-200_sub", 10_000), ("sample1000", 198)]
+)
+def test_imagenet_folders_lose_no_file(real_data: Path, name: str, count: int) -> None:
+    root = real_data / "imagenet" / name
+    files, _ = list_files(root, "train")
+    assert len(files) == count == sum(path.suffix == ".JPEG" for path in root.rglob("*"))
+
+
+def test_real_pictures(real_data: Path, tmp_path: Path) -> None:
+    root = real_data / "imagenet" / "sample1000"
+    receipt = vrl3data.convert(None, root, tmp_path / "out")
+    assert receipt.manifest.samples == 198
+    with vrl3data.open(tmp_path / "out") as dataset:
+        for item in list(dataset)[::20]:
+            stored = Image.fromarray(item["image"][0])
+            source = Image.open(root / item.name).convert("RGB")
+            assert min(stored.size) == min(128, *source.size)
+            again = source.resize(stored.size, Image.Resampling.BILINEAR)
+            assert abs(np.asarray(again).astype(int) - np.asarray(stored)).max() == item.meta["max_error"]
+    assert validate(tmp_path / "out").ok
+
+
+LOAD = """
+import json, resource, sys, numpy as np
+import datasets
+rows = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])["train"]
+row = rows[0]
+print(json.dumps([len(rows), np.shape(row["obs.image.top.npy"]), row["meta.json"]["name"],
+                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+@pytest.mark.slow
+def test_other_libraries_read_the_shards(real_data: Path, tmp_path: Path) -> None:
+    few = first_episodes(real_data / "adroit/door-v0_demos.pickle", tmp_path / "door.pickle", count=3)
+    vrl3data.convert("adroit", tmp_path / "door.pickle", tmp_path / "out", {"render": "fast", "image_size": 84})
+    shard = tmp_path / "out" / "data" / "train-000000.tar"
+    with tarfile.open(shard) as archive:
+        actions = [np.load(io.BytesIO(archive.extractfile(member).read())) for member in archive
+                   if member.name.endswith(".action.npy")]  # fmt: skip
+    assert all(np.array_equal(a, b["actions"]) for a, b in zip(actions, few, strict=True))
+    code = "import webdataset, sys; print(sum(1 for _ in webdataset.WebDataset(sys.argv[1], shardshuffle=False)))"
+    counted = subprocess.run([sys.executable, "-c", code, shard], capture_output=True, text=True, check=True)
+    assert counted.stdout.strip() == "3"
+    loaded = subprocess.run([sys.executable, "-c", LOAD, tmp_path / "out", tmp_path / "cache"], capture_output=True,
+                            text=True, check=True, env={"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)})  # fmt: skip
+    assert '[3, [40, 84, 84, 3], "door/0000"' in loaded.stdout
