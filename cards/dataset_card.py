@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from huggingface_hub import DatasetCardData
+import yaml
 from markupsafe import Markup
 
 from vrl3data import storage
@@ -105,16 +105,17 @@ def front_matter(dataset: Dataset) -> str:
     found, episodes = dataset.manifest, dataset.schema.kind == "episodes"
     license_id = re.sub(r"[^a-z0-9.]+", "-", plain(found.license).lower()).strip("-") or "unknown"
     more: dict[str, Any] = {} if LICENSES.fullmatch(license_id) else {"license_name": license_id}
-    data = DatasetCardData(
-        license="other" if more else license_id,
-        pretty_name=title(found),
-        task_categories=["robotics", "reinforcement-learning"] if episodes else ["image-classification"],
-        tags=["vrl3data", *(["offline-rl", "imitation-learning"] if episodes else ["pretraining"])],
-        size_categories=[size_category(found.steps if episodes else found.samples)],
-        dataset_info={"features": hub_features(dataset)},
-        **more | _configs(found),
-    )
-    return data.to_yaml()
+    data = {
+        "license": "other" if more else license_id,
+        **more,
+        "pretty_name": title(found),
+        "task_categories": ["robotics", "reinforcement-learning"] if episodes else ["image-classification"],
+        "tags": ["vrl3data", *(["offline-rl", "imitation-learning"] if episodes else ["pretraining"])],
+        "size_categories": [size_category(found.steps if episodes else found.samples)],
+        **_configs(found),
+        "dataset_info": {"features": hub_features(dataset)},
+    }
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=False).strip()
 
 
 def _configs(found: Manifest) -> dict[str, Any]:

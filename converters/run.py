@@ -5,28 +5,24 @@ from __future__ import annotations
 import contextlib
 import datetime
 import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
 from converters.base import Converter, Plan, Unit
+from converters.worker import Failed, Setup, start_worker, work
 from vrl3data import manifest
-from vrl3data.errors import ConfigError, DestinationError, SchemaError, SourceError, Vrl3dataError, locate
+from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError, locate
 from vrl3data.manifest import MANIFEST, Manifest
 from vrl3data.report import Reporter, Silent
-from vrl3data.sample import EncodedSample, Identity, encode
-from vrl3data.schema import Schema
+from vrl3data.sample import EncodedSample
 from vrl3data.writer import Writer
 
 AHEAD = 3
@@ -63,12 +59,6 @@ class Receipt:
     @property
     def skipped(self) -> tuple[Mapping[str, str], ...]:
         return self.manifest.skipped
-
-
-@dataclass(frozen=True)
-class _Failed:
-    unit: str
-    error: Vrl3dataError
 
 
 def run(
@@ -114,7 +104,7 @@ def _convert(converter: Converter, plan: Plan, writer: Writer, options: RunOptio
     unit_name = plan.spec.schema.kind
     with reporter.progress("converting", plan.count, unit_name) as advance:
         waiting = _Waiting(plan.units, writer, advance)
-        setup = _Setup(converter, plan.spec.schema, writer.identity, writer.spool)
+        setup = Setup(converter, plan.spec.schema, writer.identity, writer.spool)
         for results in _results(setup, _batches(waiting, plan.batch), options.jobs):
             for result in results:
                 if isinstance(result, EncodedSample):
@@ -154,43 +144,23 @@ class _Waiting:
             )
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a worker needs to turn a unit into an encoded sample."""
-
-    converter: Converter
-    schema: Schema
-    identity: Identity
-    spool: Path
-
-    def work(self, units: Sequence[Unit]) -> list[EncodedSample | _Failed]:
-        return [self._one(unit) for unit in units]
-
-    def _one(self, unit: Unit) -> EncodedSample | _Failed:
-        try:
-            with locate(episode=unit.name):
-                return encode(self.converter.read(unit), self.schema, self.identity, self.spool)
-        except (SourceError, SchemaError) as error:
-            return _Failed(unit.name, error)
-
-
 def _batches(units: _Waiting, size: int) -> Iterator[list[Unit]]:
     iterator = iter(units)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _results(setup: _Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator[list[EncodedSample | _Failed]]:
+def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator[list[EncodedSample | Failed]]:
     """Results in the order of the batches; at most `AHEAD` batches per worker are under way."""
     if jobs == 1:
         yield from map(setup.work, batches)
         return
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(setup,))
-    pending: deque[Future[list[EncodedSample | _Failed]]] = deque()
+    executor = ProcessPoolExecutor(jobs, context, initializer=start_worker, initargs=(setup,))
+    pending: deque[Future[list[EncodedSample | Failed]]] = deque()
     try:
         for batch in batches:
-            pending.append(executor.submit(_work, batch))
+            pending.append(executor.submit(work, batch))
             if len(pending) >= jobs * AHEAD:
                 yield pending.popleft().result()
         while pending:
@@ -205,32 +175,6 @@ def _results(setup: _Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterato
         executor.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             child.terminate()
-
-
-_setup: _Setup | None = None
-
-
-def _start_worker(setup: _Setup) -> None:
-    """In a worker: remember the setup, leave Ctrl-C to the parent, end when the parent ends."""
-    global _setup
-    _setup = setup
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One software renderer per core: threads of its own would only get in each other's way.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """A parent that is killed cannot tell its workers; they watch it."""
-    parent.join()
-    os._exit(1)
-
-
-def _work(units: list[Unit]) -> list[EncodedSample | _Failed]:
-    assert _setup is not None
-    return _setup.work(units)
 
 
 def _set_aside(dest: Path) -> Path | None:

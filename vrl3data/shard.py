@@ -33,6 +33,12 @@ KNOWN_REQUIREMENTS = ("codec:jpeg", "codec:png")
 PART = ".part"
 
 _SEAL = re.compile(rb',"meta_xxh3_128":"([0-9a-f]{32})"\}$')
+# The parts of a header that are the same for every member: mode, uid, gid; mtime; type, link name, magic, the rest.
+_BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2
+_AFTER_SIZE = b"\0" + b"0" * 11 + b"\0"
+_AFTER_CHECKSUM = b"\0 " + b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+_FIXED_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE) + sum(_AFTER_CHECKSUM[2:]) + 8 * ord(" ")
+
 _NPY_TEXT = re.compile(rb"\{'descr': '([<|][a-z][0-9]+)', 'fortran_order': False, 'shape': (\([0-9, ]*\)), \} *\n")
 
 
@@ -47,14 +53,10 @@ def padded(size: int) -> int:
 
 def member_header(name: str, size: int) -> bytes:
     """The one valid ustar header for a member (FORMAT.md 2)."""
-    encoded = name.encode("ascii")
+    encoded, digits = name.encode("ascii"), b"%011o" % size
     assert 0 < len(encoded) <= MAX_NAME and 0 <= size <= MAX_MEMBER, (name, size)
-    fields = (
-        encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" + b"0000000\0" + b"%011o\0" % size + b"00000000000\0"
-    )
-    rest = b"0" + bytes(100) + b"ustar\x0000" + bytes(32) + bytes(32) + bytes(8) + bytes(8) + bytes(155) + bytes(12)
-    checksum = sum(fields) + sum(rest) + 8 * 32
-    return fields + b"%06o\0 " % checksum + rest
+    checksum = b"%06o" % (_FIXED_SUM + sum(encoded) + sum(digits))
+    return encoded.ljust(100, b"\0") + _BEFORE_SIZE + digits + _AFTER_SIZE + checksum + _AFTER_CHECKSUM
 
 
 def parse_member_header(block: bytes) -> tuple[str, int]:

@@ -102,12 +102,15 @@ class Writer:
             if sample_id in self.present:
                 raise DestinationError("a sample of this name is already in the dataset")
             split = self._room(sample.meta["split"], size)
-            key = split.samples
+            key, names = split.samples, [name for name, _ in sample.members]
             try:
-                places = {n: _put_member(split, shard.sample_name(key, n), body) for n, body in sample.members}
+                places = _put(split, [(shard.sample_name(key, name), body) for name, body in sample.members])
             finally:
                 sample.discard()
-            self._index.add(split.path.name.removesuffix(shard.PART), shard.Entry(key, places, sample.meta))
+            self._index.add(
+                split.path.name.removesuffix(shard.PART),
+                shard.Entry(key, dict(zip(names, places, strict=True)), sample.meta),
+            )
             split.samples += 1
             split.in_shard += 1
             split.steps += sample.meta.get("length", 0)
@@ -219,7 +222,7 @@ class Writer:
         head = shard.head_bytes(
             self.spec.schema, self.spec.dataset_id, split.name, split.number, self.spec.provenance.to_json()
         )
-        _put_member(split, shard.HEAD_MEMBER, head)
+        _put(split, [(shard.HEAD_MEMBER, head)])
 
     def _close_shard(self, split: _Split) -> None:
         if split.file is None:
@@ -315,22 +318,31 @@ def _lock(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _put_member(split: _Split, name: str, body: bytes | Path) -> tuple[int, int]:
-    """Header, payload, padding. Returns (offset, size) of the payload."""
-    size = len(body) if isinstance(body, bytes) else body.stat().st_size
-    if size > shard.MAX_MEMBER:
-        raise FormatError(f"member {name} has {size} bytes, the format allows {shard.MAX_MEMBER}; split the episode")
-    split.write(shard.member_header(name, size))
-    offset = split.size
+def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[int, int]]:
+    """Headers, payloads, padding; in one write what is in memory. Returns (offset, size) of each payload."""
+    places, waiting, offset = [], [], split.size
+    for name, body in members:
+        size = len(body) if isinstance(body, bytes) else body.stat().st_size
+        if size > shard.MAX_MEMBER:
+            raise FormatError(
+                f"member {name} has {size} bytes, the format allows {shard.MAX_MEMBER}; split the episode"
+            )
+        places.append((offset + shard.BLOCK, size))
+        offset += shard.BLOCK + shard.padded(size)
+        waiting.append(shard.member_header(name, size))
+        if isinstance(body, bytes):
+            waiting.append(body)
+        else:
+            split.write(b"".join(waiting))
+            waiting = []
+            with body.open("rb") as file:
+                while chunk := file.read(COPY_BYTES):
+                    split.write(chunk)
+        waiting.append(bytes(shard.padded(size) - size))
+    split.write(b"".join(waiting))
+    assert split.size == offset
     assert offset % shard.BLOCK == 0
-    if isinstance(body, bytes):
-        split.write(body)
-    else:
-        with body.open("rb") as file:
-            while chunk := file.read(COPY_BYTES):
-                split.write(chunk)
-    split.write(bytes(shard.padded(size) - size))
-    return offset, size
+    return places
 
 
 def _verify(path: Path, walked: shard.Scan) -> tuple[int, Any]:
