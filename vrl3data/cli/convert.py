@@ -41,7 +41,8 @@ def _kind_of(args: list[str]) -> str:
     words = [word for word in args if not word.startswith("-")]
     sources = [Path(word) for word in words if Path(word).exists()]
     kind = recognise(sources[0] if sources else Path(words[0]) if words else Path(args[0]))
-    click.echo(f"recognised as {kind}", err=True)
+    if not {"-q", "--quiet"} & set(args):
+        click.echo(f"recognised as {kind}", err=True)
     return kind
 
 
