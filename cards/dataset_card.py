@@ -172,7 +172,7 @@ def _label_type(feature: Feature, dataset: Dataset) -> dict[str, Any]:
 
 def _commit_fields(dataset: Dataset) -> list[dict[str, str]]:
     """The keys of meta.json in their order: the index has all of them but five (FORMAT.md 6, 7)."""
-    columns = [column for column in dataset.index.schema if "." not in column.name]
+    columns = [column for column in dataset.index.table().schema if "." not in column.name]
     kinds = {column.name: _ARROW[str(column.type)] for column in columns if column.name not in ("key", "shard")}
     del kinds["digest"]
     kinds |= dict.fromkeys(("source_meta", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128"), "string")
@@ -221,7 +221,7 @@ def classes(dataset: Dataset) -> list[tuple[int, str, int]]:
     names = dataset.schema["cls"].names if "cls" in dataset.schema else ()
     keys = ["label", "class_name"]
     found = []
-    for row in dataset.index.select(keys).group_by(keys).aggregate([([], "count_all")]).to_pylist():
+    for row in dataset.index.table().select(keys).group_by(keys).aggregate([([], "count_all")]).to_pylist():
         label, name = row["label"], row["class_name"]
         if label >= 0 or name:
             known = names[label] if 0 <= label < len(names) else f"class {label}"

@@ -20,8 +20,12 @@ from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
 from vrl3data.schema import Array, Episode, Feature, Schema
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+"""What a picture may be, whatever its name: other readers of Pillow start programs or are little used."""
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 SPLITS = ("train", "val", "test")
+UNLABELLED = "images"
+"""Tiny-ImageNet's folder of pictures that are in no class folder; without a table they have no label."""
 BATCH = 64
 
 
@@ -76,8 +80,8 @@ class ImagenetConverter:
         check_exists(self.root)
         with locate(path=self.root):
             files, ignored = list_files(self.root, self.options.split)
-        classes = sorted({file.class_name for file in files})
-        labels = {name: label for label, name in enumerate(classes)}
+        classes = sorted({file.class_name for file in files} - {""})
+        labels = {name: label for label, name in enumerate(classes)} | {"": -1}
         units = (Unit(file.path, (file, labels[file.class_name])) for file in files)
         notes = (f"{ignored} files that are not pictures were left out",) if ignored else ()
         return Plan(self._spec(files, classes), units, len(files), BATCH, notes)
@@ -137,7 +141,8 @@ def list_files(root: Path, split: str) -> tuple[list[_File], int]:
             if not path.lower().endswith(SUFFIXES):
                 others += 1
                 continue
-            class_name = annotated.get(path.rpartition("/")[2]) or path.partition("/")[0]
+            folder_name = path.partition("/")[0]
+            class_name = annotated.get(path.rpartition("/")[2]) or ("" if folder_name == UNLABELLED else folder_name)
             if "/" not in path:
                 raise SourceError(f"picture {prefix}{path} lies in no class folder; expected CLASS/{path}")
             files.append(_File(prefix + path, size, name, class_name))
@@ -173,11 +178,11 @@ def _pictures(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An RGB picture from a file of any kind that Pillow knows; SourceError if it is broken, cut off or a bomb."""
+    """An RGB picture from a file of one of FORMATS; SourceError if it is another, broken, cut off or a bomb."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:
         raise SourceError(f"not a readable picture: {_reason(error, data)}") from error
 
 

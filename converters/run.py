@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,15 @@ from typing import Any, Literal
 from converters.base import Converter, Plan, Unit
 from converters.worker import Failed, Setup, start_worker, work
 from vrl3data import manifest
-from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError, locate
-from vrl3data.manifest import MANIFEST, Manifest
+from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError
+from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent
 from vrl3data.sample import EncodedSample
-from vrl3data.writer import Writer
+from vrl3data.writer import Writer, check_target
 
 AHEAD = 3
 """Batches per worker that may wait to be written: bounds the memory."""
-REPLACED = ".replaced"
+NEW, OLD = ".new", ".old"
 
 
 class WorkerError(Vrl3dataError):
@@ -72,17 +72,18 @@ def run(
     options, reporter = options or RunOptions(), reporter or Silent()
     if options.jobs < 1:
         raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
-    plan = converter.plan()
-    replaced = _set_aside(dest) if options.overwrite else None
-    try:
-        receipt = _run(converter, plan, dest, options, reporter)
-    except BaseException:
-        if replaced is not None:
-            reporter.warn(f"the dataset that was to be replaced is kept in {replaced}")
-        raise
-    if replaced is not None:
-        shutil.rmtree(replaced)
-    return receipt
+    plan, dest = converter.plan(), dest.resolve()
+    if not options.overwrite or not dest.exists():
+        return _run(converter, plan, dest, options, reporter)
+    # The new dataset grows beside the old one, which stays where it is until the new one is whole.
+    check_target(dest)
+    new, old = dest.with_name(dest.name + NEW), dest.with_name(dest.name + OLD)
+    reporter.note(f"writing to {new} until it is whole")
+    receipt = _run(converter, plan, new, options, reporter)
+    dest.rename(old)
+    new.rename(dest)
+    shutil.rmtree(old)
+    return replace(receipt, path=dest)
 
 
 def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, reporter: Reporter) -> Receipt:
@@ -173,21 +174,11 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        for child in children:
             child.terminate()
-
-
-def _set_aside(dest: Path) -> Path | None:
-    """Keep the old dataset until the new one is whole."""
-    if not (dest / MANIFEST).is_file():
-        return None
-    _finished(dest)
-    replaced = dest.with_name(dest.name + REPLACED)
-    if replaced.exists():
-        with locate(path=replaced):
-            raise DestinationError("this is left from an earlier --overwrite; move or remove it first")
-    dest.rename(replaced)
-    return replaced
+        for child in children:
+            child.join()
 
 
 def _finished(dest: Path) -> Manifest:

@@ -3,7 +3,7 @@ import hashlib
 import json
 from typing import Any
 
-OMITTED = ("psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
+OMITTED = ("split", "subsets", "psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
 
 
 def entry(feature: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_the_card_of_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
     writer.close()
     assert "configs" not in front(card)
     assert "still being written" in card
-    assert f"# dataset {dataset.manifest.dataset_id[:8]}" in card
+    assert f"# {dataset.manifest.name}" in card
     assert "None yet" in card
     assert "still being written" in page
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+import xxhash
 from conftest import ROOT, jpeg, make_demonstrations, make_pictures, run_cli, write_dataset
 
 import vrl3data
@@ -158,7 +159,11 @@ def test_an_index_that_names_a_foreign_file_is_refused(tmp_path: Path) -> None:
     table = pq.read_table(path / "index.parquet")
     column = table.column_names.index("shard")
     hostile = table.set_column(column, "shard", pa.array(["../../../etc/passwd"] * 2))
-    pq.write_table(hostile.replace_schema_metadata(table.schema.metadata), path / "index.parquet")
+    pq.write_table(hostile, path / "index.parquet")
+    assert run_cli("info", path).returncode == 0  # it does not have the manifest's hash, so the shards are asked
+    told = json.loads((path / "dataset.json").read_text())
+    told["index"]["xxh3_128"] = xxhash.xxh3_128_hexdigest((path / "index.parquet").read_bytes())
+    (path / "dataset.json").write_text(json.dumps(told))
     result = run_cli("info", path)
     assert result.returncode == 4
     assert "which is no shard of this dataset" in result.stderr
@@ -167,7 +172,7 @@ def test_an_index_that_names_a_foreign_file_is_refused(tmp_path: Path) -> None:
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path: Path) -> None:
     root = make_pictures(tmp_path / "pictures")
     (tmp_path / "run.toml").write_text('image-size = 24\nfit = "square"\nname = "from-file"\n')
-    result = run_cli("convert", "imagenet", root, tmp_path / "out", "--config", tmp_path / "run.toml", "--set",
+    result = run_cli("convert", "--config", tmp_path / "run.toml", root, tmp_path / "out", "--set",
                      "license=cc0-1.0", "--image-size", 20, "--json")  # fmt: skip
     assert result.returncode == 0, result.stderr
     with vrl3data.open(tmp_path / "out") as dataset:

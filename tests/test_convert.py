@@ -164,6 +164,11 @@ def _changed(**change: Any) -> bytes:
         (_changed(observations=np.full((3, 39), np.nan)), "NaN or infinite.*step 0, feature observations"),
         (_changed(actions=np.zeros((3, 5))), "expected the task door, hammer, pen or relocate, found 39 observation"),
         (_changed(init_state_dict={}), "expected the task door"),
+        (
+            _changed(rewards=[[1.0], [1.0, 2.0], [3.0]]),
+            "rewards: expected an array of numbers, found lists of different",
+        ),
+        (_changed(rewards=np.zeros((3, 2))), "rewards: expected one number per step"),
         (_changed(init_state_dict=3), "init_state_dict: expected a dict, found int"),
     ],
 )
@@ -326,6 +331,27 @@ def test_other_imagenet_refusals(tmp_path: Path) -> None:
         decode(_huge_png())
 
 
+def test_no_picture_starts_a_program(tmp_path: Path) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    root = make_pictures(tmp_path / "pictures", count=2)
+    (root / "n00000000" / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(SourceError, match=r"the file begins with b'%!PS-Adobe"):
+        vrl3data.convert("imagenet", root, tmp_path / "out")
+
+
+def test_pictures_without_a_class_have_no_label(tmp_path: Path) -> None:
+    root = tmp_path / "tiny"
+    for folder in ("train/n01/images", "train/n02/images", "test/images"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "a.JPEG").write_bytes(jpeg(20, 20))
+    vrl3data.convert("imagenet", root, tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert dataset.schema["cls"].names == ("n01", "n02")
+        test = dataset[dataset.split("test")[0]]
+        assert (test.meta["label"], test.meta["class_name"], test["cls"].tolist()) == (-1, "", [-1])
+    assert validate(tmp_path / "out").ok
+
+
 def _huge_png() -> bytes:
     """A header that promises 20,000 x 20,000 pixels."""
     out = io.BytesIO()
@@ -365,15 +391,41 @@ def test_running_again_does_nothing_and_other_options_are_refused(tmp_path: Path
     with pytest.raises(DestinationError, match=r"options.image_size: 128 there, 32 now"):
         vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32})
     assert shard_bytes(tmp_path / "out") == before
-    (root / "n00000000" / "picture_0.JPEG").write_bytes(b"broken")
-    with pytest.raises(SourceError):
+
+
+def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    root = make_pictures(tmp_path / "pictures")
+    vrl3data.convert("imagenet", root, tmp_path / "out")
+    before = shard_bytes(tmp_path / "out")
+    broken = root / "n00000001" / "picture_5.JPEG"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"broken".ljust(len(whole)))
+    with pytest.raises(SourceError, match="picture_5"):
         vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32}, overwrite=True)
-    kept = tmp_path / "out.replaced"
-    assert shard_bytes(kept) == before
-    (root / "n00000000" / "picture_0.JPEG").unlink()
-    vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32})
-    with pytest.raises(DestinationError, match=r"left from an earlier --overwrite.*out.replaced"):
-        vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 16}, overwrite=True)
+    assert shard_bytes(tmp_path / "out") == before
+    assert validate(tmp_path / "out").ok
+    broken.write_bytes(whole)
+    receipt = vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32}, overwrite=True)
+    assert receipt.written == 1  # it went on with what the first try had written
+    assert receipt.path == (tmp_path / "out").resolve()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "pictures"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("work")
+    with pytest.raises(DestinationError, match="not a vrl3data dataset"):
+        vrl3data.convert("imagenet", root, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "work"
+
+
+def test_overwriting_an_unfinished_dataset(tmp_path: Path) -> None:
+    source = make_demonstrations(tmp_path / "door.pickle", count=3)
+    whole = source.read_bytes()
+    source.write_bytes(whole)
+    vrl3data.convert("adroit", source, tmp_path / "out", SMALL)
+    (tmp_path / "out" / "dataset.json").unlink()
+    with pytest.raises(DestinationError, match="--overwrite to replace it"):
+        vrl3data.convert("adroit", source, tmp_path / "out", {"image_size": 24})
+    vrl3data.convert("adroit", source, tmp_path / "out", {"image_size": 24}, overwrite=True)
+    assert vrl3data.open(tmp_path / "out")[0]["obs.image.top"].shape[1] == 24
 
 
 def test_overwrite_replaces_a_whole_dataset(tmp_path: Path) -> None:
@@ -381,7 +433,7 @@ def test_overwrite_replaces_a_whole_dataset(tmp_path: Path) -> None:
     vrl3data.convert("imagenet", root, tmp_path / "out")
     vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32}, overwrite=True)
     assert manifest.read(tmp_path / "out").provenance["options"]["image_size"] == 32
-    assert not (tmp_path / "out.replaced").exists()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "pictures"]
 
 
 def test_a_source_that_was_mended_meanwhile_is_not_put_out_of_order(tmp_path: Path) -> None:
@@ -395,8 +447,20 @@ def test_a_source_that_was_mended_meanwhile_is_not_put_out_of_order(tmp_path: Pa
     vrl3data.convert("adroit", source, tmp_path / "out", SMALL, on_error="skip")
     (tmp_path / "out" / "dataset.json").unlink()
     source.write_bytes(whole)
-    with pytest.raises(DestinationError, match="was skipped by an earlier run but can be read now"):
+    with pytest.raises(DestinationError, match=r"door/0000 was skipped by an earlier run but can be read now"):
         vrl3data.convert("adroit", source, tmp_path / "out", SMALL, on_error="skip")
+
+
+def test_a_picture_that_was_mended_meanwhile_is_not_put_out_of_order(tmp_path: Path) -> None:
+    root = make_pictures(tmp_path / "pictures")
+    mended = root / "n00000000" / "picture_0.JPEG"
+    whole = mended.read_bytes()
+    mended.write_bytes(b"x" * len(whole))
+    vrl3data.convert("imagenet", root, tmp_path / "out", on_error="skip")
+    (tmp_path / "out" / "dataset.json").unlink()
+    mended.write_bytes(whole)
+    with pytest.raises(DestinationError, match="was skipped by an earlier run but can be read now"):
+        vrl3data.convert("imagenet", root, tmp_path / "out", on_error="skip")
 
 
 def _kill(command: list[str], confirmed: int) -> list[tuple[str, int, str]]:

@@ -19,6 +19,7 @@ from vrl3data import shard
 from vrl3data.errors import DamagedError, FormatError, Vrl3dataError
 from vrl3data.schema import DTYPES
 
+FACTS = {"dataset_id": "0" * 32, "provenance": {}}
 NAMES = st.from_regex(r"[0-9]{9}\.[a-z0-9_]{1,20}(\.[a-z0-9_]{1,20}){0,3}", fullmatch=True)
 
 
@@ -98,7 +99,7 @@ def test_every_prefix_of_a_part_reads_as_a_prefix(tmp_path: Path) -> None:
     entries = shard.scan(part).entries
     records = [entry.members["meta.json"] for entry in entries]
     ends = [start + shard.padded(size) for start, size in records]
-    for length in [*range(1, len(whole), 97), *ends, *(end - 1 for end in ends)]:
+    for length in [*range(0, len(whole), 97), *ends, *(end - 1 for end in ends)]:
         for tail in (b"", bytes(512 * 3 - length % 512)):
             part.write_bytes(whole[:length] + tail)
             found = shard.scan(part)
@@ -150,7 +151,7 @@ def _everything(path: Path) -> list[object] | str:
 
 
 def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> None:
-    head = shard.head_bytes(make_schema(), "0" * 32, "train", 0, {})
+    head = shard.head_bytes(make_schema(), "train", 0, FACTS)
     file = tmp_path / "train-000000.tar"
 
     def put(*members: tuple[str, bytes]) -> None:
@@ -166,10 +167,31 @@ def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> Non
     put(("000000000.action.npy", b"a"))
     with pytest.raises(DamagedError, match="expected the member __meta__ first"):
         shard.scan(file)
-    meta = {"members": "action.npy", "sizes": "2", "xxh3_128": ""}
+    whole = write_dataset(tmp_path / "whole", 1)
+    meta = shard.scan(whole / "data" / "train-000000.tar").entries[0].meta
+    meta = {**meta, "members": "action.npy", "sizes": "2", "xxh3_128": "x"}
+    del meta["meta_xxh3_128"]
     put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.meta.json", shard.commit_bytes(meta)))
     with pytest.raises(DamagedError, match="not those of its commit record"):
         shard.scan(file)
+    put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.action.npy", b"b"))
+    with pytest.raises(DamagedError, match=r"member '000000000.action.npy' occurs twice"):
+        shard.scan(file)
+    for change, match in [
+        ({"success": 7}, "success = 7 is not allowed"),
+        ({"task": None}, "expected str for 'task', found None"),
+        ({"length": True}, "expected int for 'length'"),
+        ({"split": "val"}, "is of split 'val', not of the shard's"),
+    ]:
+        record = shard.commit_bytes({**meta, "members": "action.npy", "sizes": "1", **change})
+        put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.meta.json", record))
+        with pytest.raises(DamagedError, match=match):
+            shard.scan(file)
+    (tmp_path / "val-000000.tar").write_bytes(file.read_bytes())
+    put(("__meta__", head))
+    file.rename(tmp_path / "val-000001.tar")
+    with pytest.raises(DamagedError, match="by its head the shard is number 0 of split 'train'"):
+        shard.scan(tmp_path / "val-000001.tar")
 
 
 @pytest.mark.parametrize(
@@ -182,14 +204,14 @@ def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> Non
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change: dict[str, object], match: str) -> None:
-    head = json.loads(shard.head_bytes(make_schema(), "0" * 32, "train", 0, {}))
+    head = json.loads(shard.head_bytes(make_schema(), "train", 0, FACTS))
     assert shard.check_head(head) == head
     with pytest.raises(FormatError, match=match):
         shard.check_head(head | change)
 
 
 def test_a_later_minor_version_is_read() -> None:
-    head = json.loads(shard.head_bytes(make_schema(), "0" * 32, "train", 0, {}))
+    head = json.loads(shard.head_bytes(make_schema(), "train", 0, FACTS))
     head["format"]["minor"] = 7
     head["schema"]["features"][0]["new_key"] = "ignored"
     assert shard.check_head(head)

@@ -16,7 +16,7 @@ import vrl3data
 from vrl3data import manifest
 from vrl3data.app import LiveOptions, record
 from vrl3data.dataset import locate_dataset
-from vrl3data.errors import ConfigError, DestinationError
+from vrl3data.errors import ConfigError, DestinationError, SchemaError
 from vrl3data.record import Recorder, RecordOptions
 from vrl3data.validation import validate
 
@@ -106,6 +106,17 @@ def test_recorder_drops_what_an_exception_cuts_and_goes_on(tmp_path: Path) -> No
         Recorder(Counter(), tmp_path / "set")
 
 
+def test_steps_after_the_end_are_refused(tmp_path: Path) -> None:
+    with Recorder(Counter(), tmp_path / "set") as env:
+        with pytest.raises(ConfigError, match="has ended or not begun: call reset first"):
+            env.step(np.zeros(3, np.float32))
+        play(env, 4)
+        with pytest.raises(ConfigError, match="goes around the Recorder, not into it"):
+            env.step(np.zeros(3, np.float32))
+        play(env, 4)
+    assert [item.length for item in vrl3data.open(tmp_path / "set")] == [4, 4]
+
+
 def test_two_recordings_have_different_ids(tmp_path: Path) -> None:
     ids = set()
     for name in "ab":
@@ -161,6 +172,8 @@ def test_record_refusals(tmp_path: Path) -> None:
         record("fetch-raech", tmp_path / "set")
     with pytest.raises(ConfigError, match="unknown environment 'NoSuchEnv-v0'"):
         record("NoSuchEnv-v0", tmp_path / "set", LiveOptions(policy="random"))
+    with pytest.raises(SchemaError, match="to encode, say jpeg:Q with a quality Q"):
+        record("fetch-reach", tmp_path / "jpeg", LiveOptions(episodes=1, steps=2, codec="jpeg"))
     with pytest.raises(ConfigError, match="at least one episode"):
         record("fetch-reach", tmp_path / "set", LiveOptions(episodes=0))
     assert not (tmp_path / "set").exists()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,16 @@ import xxhash
 
 from vrl3data import index, manifest, sample, shard
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
+from vrl3data.index import IndexFile
 from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
 from vrl3data.schema import PREVIEW, Array, Episode, Schema
 
 Verify = Literal["first-touch", "always", "off"]
 PACKAGED = "sample:"
+MAX_MAPPED = 128
+"""Shards mapped at a time; each takes a file descriptor."""
+LISTINGS = 100
+"""How often a directory is listed anew when a shard is renamed while it is read."""
 
 
 class StoredSample:
@@ -52,7 +58,11 @@ class StoredSample:
     @property
     def source_meta(self) -> dict[str, Any]:
         """Everything else the source said."""
-        return dict(json.loads(self.meta["source_meta"]))
+        try:
+            return dict(json.loads(self.meta["source_meta"]))
+        except (ValueError, TypeError) as error:
+            with self._located():
+                raise DamagedError(f"source_meta is not a JSON object: {error}") from error
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -118,15 +128,18 @@ class Dataset:
     `verify`: `first-touch` hashes each member the first time this process reads it, `always` each time.
     """
 
-    def __init__(self, path: Path, found: Manifest, table: pa.Table, verify: Verify = "first-touch") -> None:
+    def __init__(
+        self, path: Path, found: Manifest, table: pa.Table | IndexFile, verify: Verify = "first-touch"
+    ) -> None:
         if verify not in ("first-touch", "always", "off"):
             raise ConfigError(f"verify {verify!r}{did_you_mean(verify, ['first-touch', 'always', 'off'])}")
-        self.path, self.manifest, self.index, self.verify = path, found, table, verify
-        self._maps: dict[str, mmap.mmap] = {}
+        self.path, self.manifest, self.verify = path, found, verify
+        self.index = table if isinstance(table, IndexFile) else IndexFile(table)
+        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
         self._places: dict[str, tuple[Array, Array]] = {}
         self._touched: dict[str, bytearray] = {}
-        self._keys = table["key"].to_numpy()
-        shards = table["shard"].combine_chunks().dictionary_encode()
+        self._keys = self.index["key"].to_numpy()
+        shards = self.index["shard"].combine_chunks().dictionary_encode()
         shards = shards.combine_chunks() if isinstance(shards, pa.ChunkedArray) else shards
         self._shard_names: list[str] = shards.dictionary.to_pylist()
         self._shard_of = shards.indices.to_numpy()
@@ -187,12 +200,19 @@ class Dataset:
     def _slice(self, position: int, name: str, offset: int, size: int) -> memoryview:
         key, shard_name = self.place(position)
         with locate(path=self.path, shard=shard_name, episode=f"{key:09d}", feature=name):
-            if shard_name not in self._maps:
-                self._maps[shard_name] = _map(self.path, shard_name)
-            data = self._maps[shard_name]
+            data = self._mapped(shard_name)
             if not 0 <= offset <= offset + size <= len(data):
                 raise DamagedError(f"member at {offset}, {size} bytes, lies outside the shard of {len(data)} bytes")
             return memoryview(data)[offset : offset + size]
+
+    def _mapped(self, shard_name: str) -> mmap.mmap:
+        """The mapping of a shard; the one unused for longest makes room. Arrays keep their own hold on it."""
+        if shard_name not in self._maps:
+            self._maps[shard_name] = _map(self.path, shard_name)
+            if len(self._maps) > MAX_MAPPED:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(shard_name)
+        return self._maps[shard_name]
 
     def _verify(self, position: int, name: str, view: memoryview) -> None:
         touched = self._touched.setdefault(name, bytearray(len(self)))
@@ -221,11 +241,12 @@ def open_dataset(path: Path | str, verify: Verify = "first-touch") -> Dataset:
         if found is None:
             return Dataset(directory, *from_shards(directory), verify=verify)
         check_shards(directory, found)
-        table = index.read(directory, found.schema, found.dataset_id)
-        if table is None:
-            table = from_shards(directory)[1]
-            if len(table) != found.samples:
-                raise DamagedError(f"the manifest promises {found.samples} samples, the shards hold {len(table)}")
+        known = index.read(directory, found)
+        if known is not None:
+            return Dataset(directory, found, known, verify=verify)
+        table = from_shards(directory, set(found.shard_sizes()))[1]
+        if len(table) != found.samples:
+            raise DamagedError(f"the manifest promises {found.samples} samples, the shards hold {len(table)}")
         return Dataset(directory, found, table, verify=verify)
 
 
@@ -234,7 +255,7 @@ def locate_dataset(path: Path | str) -> Path:
     text = str(path)
     if text.startswith(PACKAGED):
         name = text.removeprefix(PACKAGED)
-        home = Path(str(files("vrl3data").joinpath("sample")))
+        home = Path(str(files("vrl3data").joinpath("packaged")))
         known = sorted(item.name for item in home.iterdir()) if home.is_dir() else []
         if name not in known:
             raise ConfigError(f"no packaged sample {name!r}{did_you_mean(name, known)}")
@@ -251,22 +272,35 @@ def locate_dataset(path: Path | str) -> Path:
 
 
 def check_shards(directory: Path, found: Manifest) -> None:
-    """DamagedError if a shard of the manifest is missing or has another size."""
+    """DamagedError if a shard of the manifest is missing or has another size. Further shards do not count."""
     sizes = index.shard_sizes(directory)
-    for split in found.splits.values():
-        for item in split.shards:
-            if sizes.get(item.name) != item.bytes:
-                state = "is missing" if item.name not in sizes else f"has {sizes[item.name]} bytes"
-                with locate(shard=item.name):
-                    raise DamagedError(f"the shard {state}, the manifest promises {item.bytes} bytes")
+    for name, size in found.shard_sizes().items():
+        if sizes.get(name) != size:
+            state = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
+            with locate(shard=name):
+                raise DamagedError(f"the shard {state}, the manifest promises {size} bytes")
 
 
-def from_shards(directory: Path) -> tuple[Manifest, pa.Table]:
-    """What the shards alone tell: the manifest and index of a dataset without, or with stale, caches."""
+def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[Manifest, pa.Table]:
+    """What the shards alone tell: the manifest and index of a dataset without, or with stale, caches.
+
+    `only` names the shards that count; a writer may rename one meanwhile, so the directory is listed again then.
+    """
+    for _ in range(LISTINGS - 1):
+        try:
+            return _from_shards(directory, only)
+        except FileNotFoundError:
+            continue
+    return _from_shards(directory, only)
+
+
+def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifest, pa.Table]:
     builder: index.IndexBuilder | None = None
     found: Manifest | None = None
     shards: dict[str, list[ShardInfo]] = {}
     for path in index.shard_files(directory):
+        if only is not None and path.name not in only:
+            continue
         walked = shard.scan(path)
         if not walked.head:
             continue
@@ -306,6 +340,9 @@ def _derived(found: Manifest, shards: dict[str, list[ShardInfo]], table: pa.Tabl
         found.dataset_id,
         found.provenance,
         splits=splits,
+        name=found.name,
+        license=found.license,
+        description=found.description,
         fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
         complete=False,
     )

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import mmap
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from vrl3data import shard, storage
 from vrl3data.errors import DamagedError, locate
+from vrl3data.manifest import Manifest
 from vrl3data.sample import member_names
 from vrl3data.schema import Schema
 
 INDEX = "index.parquet"
 ROW_GROUP = 65_536
 
-_SHARED = ["id", "name", "split", "source", "source_sha256", "task", "subsets", "absent", "origin"]
-_EPISODES = ["length", "final_observation", "terminated", "truncated", "success", "start_time_ns"]
-_IMAGES = ["label", "class_name", "height", "width"]
-_INTEGERS = {*_EPISODES, "label", "height", "width"}
-_NUMBERS = ("psnr", "max_error")
+_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_LEFT_OUT = ("source_meta",)
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
     columns = [("key", pa.int64()), ("shard", pa.string())]
-    for name in [*_SHARED, *(_EPISODES if schema.kind == "episodes" else _IMAGES), *_NUMBERS, "digest"]:
-        kind = pa.int64() if name in _INTEGERS else pa.float64() if name in _NUMBERS else pa.string()
-        columns.append((name, kind))
+    columns += [(key, _ARROW[kind]) for key, kind in shard.meta_keys(schema.kind).items() if key not in _LEFT_OUT]
     for member in member_names(schema):
         columns += [(f"{member}.offset", pa.int64()), (f"{member}.size", pa.int64())]
     return pa.schema(columns)
@@ -69,43 +66,65 @@ class IndexBuilder:
         return pa.Table.from_batches(self.batches, self.schema).sort_by([("split", "ascending"), ("key", "ascending")])
 
 
-def write(directory: Path, table: pa.Table, dataset_id: str, shards: Mapping[str, int]) -> None:
-    """Atomically. `shards` maps file names to bytes, by which a stale index is known."""
-    note = json.dumps({"dataset_id": dataset_id, "shards": dict(shards)}, sort_keys=True)
+def write(directory: Path, table: pa.Table) -> dict[str, str]:
+    """Atomically. Returns what the manifest keeps of it: its hash, by which a stale or broken index is known."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({"vrl3data": note}), sink, row_group_size=ROW_GROUP, compression="zstd"
-    )
-    storage.replace_file(directory / INDEX, sink.getvalue().to_pybytes())
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    storage.replace_file(directory / INDEX, data)
+    return {"xxh3_128": xxhash.xxh3_128_hexdigest(data)}
 
 
-def read(directory: Path, schema: Schema, dataset_id: str) -> pa.Table | None:
-    """The index; None if it is missing or stale. DamagedError if it is no index at all."""
+class IndexFile:
+    """The index of a dataset, read column by column: 1.28 million rows cost only what is asked for."""
+
+    def __init__(self, table: pa.Table | None, path: Path | None = None) -> None:
+        self._table, self._path = table, path
+        self._columns: dict[str, pa.ChunkedArray] = {}
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        if self._table is not None:
+            return self._table[column]
+        if column not in self._columns:
+            self._columns[column] = pq.read_table(self._path, columns=[column], memory_map=True)[column]
+        return self._columns[column]
+
+    def table(self) -> pa.Table:
+        """All columns."""
+        return self._table if self._table is not None else pq.read_table(self._path)
+
+
+def read(directory: Path, found: Manifest) -> IndexFile | None:
+    """The index that the manifest knows; None if it is missing, stale or broken, and has to be made anew."""
     path = directory / INDEX
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size or not found.index:
         return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if xxhash.xxh3_128_hexdigest(data) != found.index.get("xxh3_128"):
+            return None
     with locate(path=path):
         try:
-            table = pq.read_table(path, memory_map=True)
-            note = json.loads((table.schema.metadata or {}).get(b"vrl3data", b"{}"))
-        except (pa.ArrowException, OSError, ValueError) as error:
+            known = pq.read_schema(path).equals(arrow_schema(found.schema))
+        except (pa.ArrowException, OSError) as error:
             raise DamagedError(f"the index cannot be read: {error}; 'vrl3data index rebuild' makes it anew") from error
-        sizes = shard_sizes(directory)
-        stale = note.get("dataset_id") != dataset_id or note.get("shards") != sizes
-        if stale or not table.schema.equals(arrow_schema(schema)):
-            return None
+        index = IndexFile(None, path)
         # The index comes from outside like everything else: it may name our shards and no other file.
-        if foreign := set(table["shard"].unique().to_pylist()) - set(sizes):
-            raise DamagedError(f"the index names {sorted(map(str, foreign))[0]!r}, which is no shard of this dataset")
-    return table
+        foreign = set(index["shard"].unique().to_pylist()) - set(found.shard_sizes()) if known else set()
+        if foreign:
+            raise DamagedError(f"the index names {min(map(str, foreign))!r}, which is no shard of this dataset")
+    return index if known else None
 
 
 def shard_files(directory: Path) -> list[Path]:
-    """All shards, finished or not, in order of split and number."""
+    """All shards, finished or not, in order of split and number. Other files are nobody's business."""
     data = directory / "data"
-    found = [path for path in data.glob("*.tar*") if path.name.endswith((".tar", ".tar.part"))]
+    found = [path for path in data.iterdir() if shard.FILE_NAME.fullmatch(path.name)] if data.is_dir() else []
     return sorted(found, key=lambda path: path.name)
 
 
 def shard_sizes(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in shard_files(directory)}
+    sizes = {}
+    for path in shard_files(directory):
+        with suppress(FileNotFoundError):  # a writer has just given it its final name
+            sizes[path.name] = path.stat().st_size
+    return sizes

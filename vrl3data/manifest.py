@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,16 @@ class DatasetSpec:
     license: str = "unknown"
     description: str = ""
 
+    def facts(self) -> dict[str, Any]:
+        """What every shard says of the dataset besides its schema."""
+        return {
+            "dataset_id": self.dataset_id,
+            "provenance": self.provenance.to_json(),
+            "name": self.name,
+            "license": self.license,
+            "description": self.description,
+        }
+
     @property
     def dataset_id(self) -> str:
         text = shard.dumps([self.provenance.to_json(), self.schema.to_json(), self.schema.kind])
@@ -94,6 +104,8 @@ class Manifest:
     lossy: Mapping[str, Any] | None = None
     skipped: tuple[Mapping[str, str], ...] = ()
     stats: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+    """`{"xxh3_128": hash of index.parquet}`."""
     run: Mapping[str, Any] = field(default_factory=dict)
     complete: bool = True
     """False for a dataset that is still being written; never stored."""
@@ -116,7 +128,7 @@ class Manifest:
             key: getattr(self, key)
             for key in ("name", "license", "description", "dataset_id", "fingerprint", "subsets", "content", "lossy")
         }
-        tail = {"skipped": list(self.skipped), "stats": self.stats, "run": self.run}
+        tail = {"skipped": list(self.skipped), "index": self.index, "stats": self.stats, "run": self.run}
         splits = {"splits": {name: asdict(split) for name, split in self.splits.items()}}
         data = head | body | splits | {"schema": self.schema.to_json(), "provenance": self.provenance} | tail
         return {key: value for key, value in data.items() if key != "lossy" or value is not None}
@@ -125,7 +137,7 @@ class Manifest:
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         schema = Schema.from_json(data["kind"], data["schema"])
         plain = ("dataset_id", "provenance", "name", "license", "description", "subsets", "fingerprint")
-        more = ("content", "lossy", "stats", "run")
+        more = ("content", "lossy", "stats", "run", "index")
         values = {key: data[key] for key in (*plain, *more) if key in data}
         for name in data["splits"]:
             if not SPLIT.fullmatch(name):
@@ -142,14 +154,22 @@ class Manifest:
     def from_head(cls, head: Mapping[str, Any]) -> Manifest:
         """What `__meta__` alone tells: for a dataset without dataset.json."""
         schema = Schema.from_json(head["kind"], head["schema"])
-        return cls(schema, head["dataset_id"], head["provenance"], complete=False)
+        return cls(
+            schema,
+            head["dataset_id"],
+            head["provenance"],
+            name=str(head.get("name", "")),
+            license=str(head.get("license", "unknown")),
+            description=str(head.get("description", "")),
+            complete=False,
+        )
 
     def write(self, directory: Path) -> None:
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=True, allow_nan=False)
         storage.replace_file(directory / MANIFEST, text.encode("ascii") + b"\n")
 
-    def with_stats(self, stats: Mapping[str, Any]) -> Manifest:
-        return replace(self, stats=stats)
+    def shard_sizes(self) -> dict[str, int]:
+        return {item.name: item.bytes for split in self.splits.values() for item in split.shards}
 
 
 def read(directory: Path) -> Manifest | None:
@@ -160,7 +180,7 @@ def read(directory: Path) -> Manifest | None:
     with locate(path=path):
         try:
             return Manifest.from_json(shard.check_head(json.loads(path.read_bytes())))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
 
 

@@ -77,6 +77,11 @@ class Recorder(gymnasium.Wrapper):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if not self._running:
+            raise ConfigError(
+                "the episode has ended or not begun: call reset first; a wrapper that resets by itself goes around the "
+                "Recorder, not into it"
+            )
         observation, reward, terminated, truncated, info = self.env.step(action)
         space = self.env.action_space
         given = np.asarray(action, dtype=np.int64 if isinstance(space, gymnasium.spaces.Discrete) else space.dtype)

@@ -23,7 +23,7 @@ from vrl3data.schema import PREVIEW, Array, Episode, Feature, Schema, check, che
 
 SPOOL_BYTES = 64 * 1024**2
 PSNR_CAP = 100.0
-NOT_IN_DIGEST = ("psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
+NOT_IN_DIGEST = ("split", "subsets", "psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Encoder:
                 value = np.zeros((1, *feature.shape), feature.dtype)
             if feature.codec_name == "text":
                 self._text(feature, value)
-            elif self.schema.kind == "images":
+            elif self.schema.kind == "images" and feature.name == "image":
                 self._picture(feature, value)
             elif feature.codec_name == "raw":
                 self._raw(feature, self._blocks(feature, value, count), count)
@@ -188,6 +188,8 @@ class _Encoder:
 
     def _text(self, feature: Feature, value: Any) -> None:
         label = check_rows(value, feature)
+        if int(label[0]) != self.episode.label:
+            raise SchemaError(f"the label is {self.episode.label}, the value of the feature {int(label[0])}")
         self.member(feature.name).write(str(int(label[0])).encode())
         self._lossless(feature, (1,), hashlib.sha256(label.tobytes()).hexdigest())
 
@@ -204,6 +206,13 @@ class _Encoder:
         if error.count:
             self.psnr = error.psnr() if self.psnr < 0 else min(self.psnr, error.psnr())
             self.max_error = max(self.max_error, float(error.greatest))
+
+    def discard(self) -> None:
+        """Remove the spool files of a sample that will not be."""
+        for _, body in self.bodies:
+            if body.file is not None:
+                body.file.close()
+                Path(body.file.name).unlink(missing_ok=True)
 
     def preview(self) -> None:
         cameras = [camera.name for camera in self.schema.cameras if camera.name in self.previews]
@@ -228,11 +237,11 @@ class _Encoder:
         meta |= {"subsets": ",".join(sorted(episode.subsets)), "absent": ",".join(sorted(self.absent))}
         meta["origin"] = episode.origin
         if self.schema.kind == "episodes":
-            meta |= {"length": episode.length, "final_observation": int(episode.final_observation)}
+            meta |= {"length": int(episode.length), "final_observation": int(episode.final_observation)}
             for key in ("terminated", "truncated", "success", "start_time_ns"):
                 meta[key] = int(getattr(episode, key))
         else:
-            meta |= {"label": episode.label, "class_name": episode.class_name}
+            meta |= {"label": int(episode.label), "class_name": episode.class_name}
             meta |= {"height": self.image_size[0], "width": self.image_size[1]}
         meta |= {"psnr": self.psnr, "max_error": self.max_error}
         meta["source_meta"] = shard.dumps(_jsonable(dict(episode.source_meta)))
@@ -264,11 +273,15 @@ def encode(episode: Episode, schema: Schema, identity: Identity, spool: Path) ->
     with locate(episode=episode.name):
         check(episode, schema)
         encoder = _Encoder(episode, schema, spool)
-        for feature in schema.features:
-            encoder.feature(feature)
-        if PREVIEW in schema.extras:
-            encoder.preview()
-        return encoder.finish(identity.sample_id(episode.name))
+        try:
+            for feature in schema.features:
+                encoder.feature(feature)
+            if PREVIEW in schema.extras:
+                encoder.preview()
+            return encoder.finish(identity.sample_id(episode.name))
+        except BaseException:
+            encoder.discard()
+            raise
 
 
 def sample_digest(meta: Mapping[str, Any], content: list[dict[str, Any]]) -> str:
@@ -288,7 +301,7 @@ def member_names(schema: Schema) -> list[str]:
 def feature_members(feature: Feature, schema: Schema) -> tuple[str, ...]:
     if feature.codec_name == "text":
         return (feature.name,)
-    if schema.kind == "images":
+    if schema.kind == "images" and feature.name == "image":
         return ("npy",) if feature.codec_name == "raw" else (codecs.find(feature.codec).image_suffix,)
     if feature.codec_name == "raw":
         return (f"{feature.name}.npy",)

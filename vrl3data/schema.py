@@ -26,6 +26,8 @@ DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32
 ROWS = ("step", "state", "episode")
 EXTRAS = ("annotations.json", "preview.jpg")
 PREVIEW = "preview.jpg"
+MAX_NAME = 74
+"""Of a feature: a key, a dot, the longest suffix (`.offsets.npy`) and room to spare make 100 bytes."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Feature:
             raise FormatError(f"feature {self.name}: rows {self.rows!r} is not known to this version")
         if any(not isinstance(size, int) or size < -1 for size in self.shape):
             raise SchemaError(f"feature {self.name}: shape {self.shape} must hold whole numbers")
+        if len(self.name) > MAX_NAME:
+            raise SchemaError(f"feature name {self.name!r} is longer than {MAX_NAME} characters")
 
     @property
     def codec_name(self) -> str:
@@ -89,7 +93,10 @@ class Feature:
     def from_json(cls, data: Mapping[str, Any]) -> Feature:
         """Unknown keys are ignored: a later minor version may have added them."""
         known = {item.name for item in fields(cls)}
-        return cls(**{key: _frozen(value) for key, value in data.items() if key in known})
+        try:
+            return cls(**{key: _frozen(value) for key, value in data.items() if key in known})
+        except (TypeError, AttributeError, SchemaError) as error:
+            raise FormatError(f"a feature of the schema cannot be understood: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,14 @@ class Schema:
         for extra in self.extras:
             if extra not in EXTRAS:
                 raise FormatError(f"extra member {extra!r} is not known to this version")
+        for feature in self.features:
+            free = self.kind == "images" and feature.name == "image"
+            if -1 in feature.shape and not free:
+                raise SchemaError(f"feature {feature.name}: only the picture of kind images may vary in shape")
+            if self.kind == "images" and (feature.rows != "episode" or feature.name == "meta"):
+                raise SchemaError(f"feature {feature.name}: kind images needs rows 'episode' and no name 'meta'")
+            if feature.codec_name == "text" and not (self.kind == "images" and feature.name == "cls"):
+                raise SchemaError(f"feature {feature.name}: codec text is for the label 'cls' of kind images")
 
     def __getitem__(self, name: str) -> Feature:
         for feature in self.features:
@@ -134,8 +149,11 @@ class Schema:
 
     @classmethod
     def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Schema:
-        features = tuple(Feature.from_json(feature) for feature in data["features"])
-        return cls(kind, features, tuple(data.get("extras", ())))
+        try:
+            features = tuple(Feature.from_json(feature) for feature in data["features"])
+            return cls(kind, features, tuple(data.get("extras", ())))
+        except (KeyError, TypeError, SchemaError) as error:
+            raise FormatError(f"the schema cannot be understood: {type(error).__name__} {error}") from error
 
 
 @dataclass(frozen=True)
@@ -201,6 +219,9 @@ def check(episode: Episode, schema: Schema) -> None:
         raise SchemaError(f"split {episode.split!r} must be lower-case letters, digits and underscores")
     if schema.kind == "episodes" and episode.length < 1:
         raise SchemaError("an episode needs at least one step")
+    for key in ("terminated", "truncated", "success"):
+        if int(getattr(episode, key)) not in (-1, 0, 1):
+            raise SchemaError(f"{key}: expected 1, 0 or -1 (not known), found {getattr(episode, key)!r}")
     for word in (*episode.subsets, episode.origin):
         if "," in word or not word:
             raise SchemaError(f"subset or origin {word!r} must not be empty or hold a comma")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import mmap
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from vrl3data.codecs import CODECS
 from vrl3data.errors import DamagedError, FormatError, locate
-from vrl3data.schema import Array, Schema
+from vrl3data.schema import SPLIT, Array, Schema
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -29,8 +31,22 @@ MAX_NAME = 100
 KEY_DIGITS = 9
 NPY_HEADER = 128
 FORMAT = {"major": 1, "minor": 0}
-KNOWN_REQUIREMENTS = ("codec:jpeg", "codec:png")
+KNOWN_REQUIREMENTS = tuple(f"codec:{name}" for name in CODECS)
 PART = ".part"
+FILE_NAME = re.compile(r"([a-z0-9_]+)-([0-9]{6})\.tar(\.part)?")
+
+# The keys of meta.json in their order (FORMAT.md 6); `members` and those after it are the writer's seal.
+_BEFORE = {"id": str, "name": str, "split": str, "source": str, "source_sha256": str, "task": str, "subsets": str,
+           "absent": str, "origin": str}  # fmt: skip
+_OF_KIND: dict[str, dict[str, type]] = {
+    "episodes": {"length": int, "final_observation": int, "terminated": int, "truncated": int, "success": int,
+                 "start_time_ns": int},
+    "images": {"label": int, "class_name": str, "height": int, "width": int},
+}  # fmt: skip
+_AFTER = {"psnr": float, "max_error": float, "source_meta": str, "digest": str}
+_SEAL_KEYS = {"members": str, "sizes": str, "xxh3_128": str, "meta_xxh3_128": str}
+_RANGES = {"length": (1, 2**62), "final_observation": (0, 1), "terminated": (-1, 1), "truncated": (-1, 1),
+           "success": (-1, 1), "label": (-1, 2**62), "height": (1, 2**31), "width": (1, 2**31)}  # fmt: skip
 
 _SEAL = re.compile(rb',"meta_xxh3_128":"([0-9a-f]{32})"\}$')
 # The parts of a header that are the same for every member: mode, uid, gid; mtime; type, link name, magic, the rest.
@@ -45,6 +61,25 @@ _NPY_TEXT = re.compile(rb"\{'descr': '([<|][a-z][0-9]+)', 'fortran_order': False
 def dumps(value: Any) -> str:
     """Our one way to write JSON that is hashed: ASCII, sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def meta_keys(kind: str) -> dict[str, type]:
+    """The keys of meta.json up to the seal, in order, with their types."""
+    return {**_BEFORE, **_OF_KIND[kind], **_AFTER}
+
+
+def check_meta(meta: Mapping[str, Any], kind: str) -> None:
+    """DamagedError unless meta.json has its keys, with values of their types and ranges. Further keys are allowed."""
+    for key, wanted in {**meta_keys(kind), **_SEAL_KEYS}.items():
+        value = meta.get(key)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (isinstance(value, str) if wanted is str else number and (wanted is float or isinstance(value, int))):
+            raise DamagedError(f"meta.json: expected {wanted.__name__} for {key!r}, found {value!r}")
+        low, high = _RANGES.get(key, (None, None))
+        if low is not None and not low <= value <= high:  # type: ignore[operator]
+            raise DamagedError(f"meta.json: {key} = {value!r} is not allowed")
+    if not len(meta["members"].split(",")) == len(meta["sizes"].split(",")) == len(meta["xxh3_128"].split(",")):
+        raise DamagedError("meta.json: members, sizes and hashes do not have the same number")
 
 
 def padded(size: int) -> int:
@@ -97,23 +132,22 @@ def npy_bytes(array: Array) -> bytes:
 def npy_view(payload: memoryview) -> Array:
     """The array of a .npy member, read-only and without a copy."""
     dtype, shape = parse_npy_header(bytes(payload[:NPY_HEADER]))
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if NPY_HEADER + count * np.dtype(dtype).itemsize != len(payload):
         raise DamagedError(f"npy header promises shape {shape} of {dtype}, the member has {len(payload)} bytes")
     return np.frombuffer(payload, np.dtype(dtype).newbyteorder("<"), count, NPY_HEADER).reshape(shape)
 
 
-def head_bytes(schema: Schema, dataset_id: str, split: str, shard: int, provenance: Mapping[str, Any]) -> bytes:
-    """The content of `__meta__` (FORMAT.md 3)."""
+def head_bytes(schema: Schema, split: str, shard: int, facts: Mapping[str, Any]) -> bytes:
+    """The content of `__meta__` (FORMAT.md 3). `facts`: dataset_id, provenance, name, license, description."""
     head = {
+        **facts,
         "format": FORMAT,
         "requires": schema.requires(),
         "kind": schema.kind,
-        "dataset_id": dataset_id,
         "split": split,
         "shard": shard,
         "schema": schema.to_json(),
-        "provenance": dict(provenance),
     }
     return _sealed(dumps(head))
 
@@ -131,6 +165,18 @@ def check_head(head: Any) -> dict[str, Any]:
         if requirement not in KNOWN_REQUIREMENTS:
             raise FormatError(f"the dataset requires {requirement!r}, which this version does not know")
     return head
+
+
+def check_shard_head(head: Any) -> dict[str, Any]:
+    """`check_head`, and what `__meta__` says of its shard."""
+    checked = check_head(head)
+    wanted = {"dataset_id": str, "split": str, "shard": int, "schema": dict, "provenance": dict}
+    for key, kind in wanted.items():
+        if not isinstance(checked.get(key), kind):
+            raise FormatError(f"{HEAD_MEMBER}: expected {kind.__name__} for {key!r}, found {checked.get(key)!r}")
+    if not SPLIT.fullmatch(checked["split"]):
+        raise FormatError(f"{HEAD_MEMBER}: split {checked['split']!r} is not a name")
+    return checked
 
 
 def commit_bytes(meta: Mapping[str, Any]) -> bytes:
@@ -192,14 +238,36 @@ def map_file(path: Path) -> mmap.mmap:
             raise DamagedError("the shard is empty") from error
 
 
-def scan(path: Path) -> Scan:
+def scan(path: Path, window: int = 0) -> Scan:
     """Walk a shard without looking at payloads other than commit records.
 
-    A torn tail is accepted in a `.part` only; anything else that FORMAT.md does not allow is a DamagedError.
+    A torn tail is accepted in a `.part` only; anything else that FORMAT.md does not allow is a DamagedError. With
+    `window`, damage in a `.part` ends the walk like a torn tail if fewer than `window` whole samples follow it:
+    after a power cut, blocks of samples that were not confirmed may be lost before later ones.
     """
     part = path.name.endswith(PART)
-    with locate(shard=path.name), map_file(path) as data:
-        return _Walk(data, part).run()
+    with locate(shard=path.name):
+        if part and path.stat().st_size == 0:
+            return Scan({})
+        with map_file(path) as data:
+            walk = _Walk(data, part)
+            try:
+                result = walk.run()
+            except DamagedError:
+                if not part or walk.result is None or walk.records_after(walk.result.end) >= window:
+                    raise
+                result = walk.torn()
+        _check_name(path.name, result.head)
+        return result
+
+
+def _check_name(name: str, head: Mapping[str, Any]) -> None:
+    """The head of a shard says which one it is; so does its name."""
+    match = FILE_NAME.fullmatch(name)
+    if head and (match is None or (match[1], int(match[2])) != (head["split"], head["shard"])):
+        raise DamagedError(
+            f"by its head the shard is number {head['shard']} of split {head['split']!r}, not by its name"
+        )
 
 
 class _Walk:
@@ -218,19 +286,19 @@ class _Walk:
             if not any(block):
                 return self._finish(offset)
             if len(block) < BLOCK:
-                return self._torn()
+                return self.torn()
             if self._unwritten(offset + BLOCK):
-                return self._torn()
+                return self.torn()
             with locate(offset=offset):
                 name, size = parse_member_header(block)
                 start = offset + BLOCK
                 if start + padded(size) > self.size:
-                    return self._torn()
+                    return self.torn()
                 if name.endswith((COMMIT_MEMBER, HEAD_MEMBER)) and self._unwritten(start + size - 1):
-                    return self._torn()
+                    return self.torn()
                 self._member(name, start, size)
             offset = start + padded(size)
-        return self._torn()
+        return self.torn()
 
     def _unwritten(self, offset: int) -> bool:
         """Whether a crash left a `.part` with nothing but zeros from here on. Whole members never end so."""
@@ -240,13 +308,16 @@ class _Walk:
         if self.result is None:
             if name != HEAD_MEMBER:
                 raise DamagedError(f"expected the member {HEAD_MEMBER} first, found {name!r}")
-            self.result = Scan(check_head(_unsealed(self.data[start : start + size], name)), end=start + padded(size))
+            head = check_shard_head(_unsealed(self.data[start : start + size], name))
+            self.result = Scan(head, end=start + padded(size))
             return
         key, dot, member = name.partition(".")
         if not (dot and key.isdigit() and len(key) == KEY_DIGITS):
             raise DamagedError(f"member {name!r} belongs to no sample")
         if self.members and int(key) != self.key:
             raise DamagedError(f"sample {self.key:09d} has no {COMMIT_MEMBER} before {name!r}")
+        if member in self.members:
+            raise DamagedError(f"member {name!r} occurs twice")
         self.key = int(key)
         self.members[member] = (start, size)
         if member == COMMIT_MEMBER:
@@ -255,6 +326,9 @@ class _Walk:
     def _commit(self, start: int, size: int) -> None:
         assert self.result is not None
         meta = parse_commit(self.data[start : start + size])
+        check_meta(meta, self.result.head["kind"])
+        if meta["split"] != self.result.head["split"]:
+            raise DamagedError(f"sample {self.key:09d} is of split {meta['split']!r}, not of the shard's")
         before = {name: place for name, place in self.members.items() if name != COMMIT_MEMBER}
         sizes = [str(place[1]) for place in before.values()]
         if meta["members"].split(",") != list(before) or meta["sizes"].split(",") != sizes:
@@ -270,17 +344,31 @@ class _Walk:
         """Zeros: the end of a shard, or blocks that a crash left unwritten in a `.part`."""
         rest = self.data[offset:]
         if self.result is None:
-            return self._torn()
+            return self.torn()
         if rest == END and not self.members:
             self.result.closed = True
             return self.result
         if self.part and not any(rest):
-            return self._torn()
-        raise DamagedError(
-            "expected two zero blocks at the end of the shard",
-        ) from None
+            return self.torn()
+        raise DamagedError("expected two zero blocks at the end of the shard")
 
-    def _torn(self) -> Scan:
+    def records_after(self, offset: int) -> int:
+        """How many whole commit records lie behind `offset`, wherever they are."""
+        count, place = 0, self.data.find(b"ustar\x0000", offset)
+        while place >= 0:
+            count += self._is_record(place - 257)
+            place = self.data.find(b"ustar\x0000", place + 1)
+        return count
+
+    def _is_record(self, start: int) -> bool:
+        try:
+            name, size = parse_member_header(self.data[start : start + BLOCK])
+            parse_commit(self.data[start + BLOCK : start + BLOCK + size])
+        except DamagedError:
+            return False
+        return name.endswith(f".{COMMIT_MEMBER}")
+
+    def torn(self) -> Scan:
         if self.part:
             result = self.result or Scan({})
             result.torn_bytes = self.size - result.end

@@ -16,6 +16,8 @@ from vrl3data.schema import Array, Feature
 MAX_FRAMES = 1000
 """Frames of each camera that enter the statistics, spread evenly over the samples."""
 LISTED_FILES = 100
+BLOCK_BYTES = 16 * 1024**2
+"""Numbers taken at a time, as float64."""
 MAX_WIDTH = 512
 """Features with more numbers in a row than this get one statistic for all of them."""
 
@@ -38,8 +40,12 @@ def compute(dataset: Dataset) -> dict[str, Any]:
 def _numbers(dataset: Dataset, feature: Feature) -> Iterable[Array]:
     width = int(np.prod(feature.shape))
     for item in dataset:
-        if feature.name not in item.absent:
-            yield item[feature.name].reshape(-1, width if width <= MAX_WIDTH else 1).astype(np.float64)
+        if feature.name in item.absent:
+            continue
+        block = max(1, BLOCK_BYTES // (8 * width))
+        for start in range(0, item.row_count(feature.name), block):
+            rows = item.rows(feature.name, start, start + block)
+            yield rows.reshape(-1, width if width <= MAX_WIDTH else 1).astype(np.float64)
 
 
 def _pixels(dataset: Dataset, feature: Feature) -> dict[str, Any]:
@@ -74,27 +80,36 @@ def _frames(dataset: Dataset, feature: Feature) -> Iterable[Array]:
 
 def _summary(blocks: Iterable[Array]) -> dict[str, Any]:
     """Merged block by block (Chan et al. 1979), so that large means do not eat small deviations."""
-    count: Array | None = None
-    for block in blocks:
-        with np.errstate(invalid="ignore", over="ignore"):
-            number = np.sum(np.isfinite(block), axis=0)
-            clean = np.where(np.isfinite(block), block, 0.0)
-            mean_b = clean.sum(axis=0) / np.maximum(number, 1)
-            square_b = (np.where(np.isfinite(block), block - mean_b, 0.0) ** 2).sum(axis=0)
-            low_b = np.where(np.isfinite(block), block, np.inf).min(axis=0, initial=np.inf)
-            high_b = np.where(np.isfinite(block), block, -np.inf).max(axis=0, initial=-np.inf)
-        if count is None:
-            rows, count, mean, square, low, high = len(block), number, mean_b, square_b, low_b, high_b
-            continue
-        total = np.maximum(count + number, 1)
-        shift = mean_b - mean
-        square = square + square_b + shift**2 * count * number / total
-        mean, count = mean + shift * number / total, count + number
-        low, high, rows = np.minimum(low, low_b), np.maximum(high, high_b), rows + len(block)
-    if count is None:
+    merged: tuple[Array, ...] | None = None
+    rows = 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        for block in blocks:
+            rows += len(block)
+            merged = _moments(block) if merged is None else _merged(merged, _moments(block))
+    if merged is None:
         return {"rows": 0}
+    count, mean, square, low, high = merged
     std = np.sqrt(square / np.maximum(count, 1))
     return {"rows": rows, "nan": int((rows - count).sum()), **_lists(mean, std, low, high)}
+
+
+def _moments(block: Array) -> tuple[Array, ...]:
+    """(count, mean, sum of squared deviations, least, greatest) of what is finite, per column."""
+    finite = np.isfinite(block)
+    count = finite.sum(axis=0)
+    mean = np.where(finite, block, 0.0).sum(axis=0) / np.maximum(count, 1)
+    square = (np.where(finite, block - mean, 0.0) ** 2).sum(axis=0)
+    low = np.where(finite, block, np.inf).min(axis=0, initial=np.inf)
+    high = np.where(finite, block, -np.inf).max(axis=0, initial=-np.inf)
+    return count, mean, square, low, high
+
+
+def _merged(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
+    total = np.maximum(one[0] + two[0], 1)
+    shift = two[1] - one[1]
+    mean = one[1] + shift * two[0] / total
+    square = one[2] + two[2] + shift**2 * one[0] * two[0] / total
+    return one[0] + two[0], mean, square, np.minimum(one[3], two[3]), np.maximum(one[4], two[4])
 
 
 def _lists(*columns: Array) -> dict[str, list[float]]:
@@ -103,6 +118,15 @@ def _lists(*columns: Array) -> dict[str, list[float]]:
         key: [float(f"{v:.7g}") if np.isfinite(v) else 0.0 for v in value]
         for key, value in zip(("mean", "std", "min", "max"), columns, strict=True)
     }
+
+
+def subsets(table: pa.Table) -> dict[str, int]:
+    """How many samples are in each subset."""
+    counts: dict[str, int] = {}
+    for entry in table["subsets"].value_counts().to_pylist():
+        for name in filter(None, entry["values"].split(",")):
+            counts[name] = counts.get(name, 0) + entry["counts"]
+    return dict(sorted(counts.items()))
 
 
 def content(table: pa.Table) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
-from vrl3data import index, manifest, sample, shard
+from vrl3data import index, manifest, sample, shard, stats
 from vrl3data.dataset import from_shards, locate_dataset
-from vrl3data.errors import Source, Vrl3dataError, locate
+from vrl3data.errors import DamagedError, Source, Vrl3dataError, locate
 from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent
 from vrl3data.schema import PREVIEW, Array, Feature, Schema
@@ -25,6 +27,7 @@ CHECKS = {
     "checksum": "every member has the hash of its commit record",
     "members": "every sample has the members of the schema",
     "rows": "dtype, row shape and number of rows are those of the schema and the episode",
+    "meta": "what meta.json says fits together",
     "nan": "no number is NaN or infinite",
     "digest": "the stored digest is that of the content",
     "duplicates": "no id occurs twice",
@@ -124,7 +127,12 @@ class _Checker:
             return
         if not walked.head:
             return
-        here = Manifest.from_head(walked.head)
+        try:
+            with locate(shard=path.name):
+                here = Manifest.from_head(walked.head)
+        except Vrl3dataError as error:
+            self.add("structure", error)
+            return
         if found is not None and here.dataset_id != found.dataset_id:
             self.add("shards", f"the shard belongs to dataset {here.dataset_id}", Source(shard=path.name))
             return
@@ -155,7 +163,7 @@ class _Checker:
     def _derived(self, found: Manifest | None) -> None:
         """Compare manifest and index with what the shards, all sound, say."""
         try:
-            here, table = from_shards(self.directory)
+            here, table = from_shards(self.directory, None if found is None else set(found.shard_sizes()))
         except Vrl3dataError as error:
             self.add("shards", error)
             return
@@ -166,18 +174,29 @@ class _Checker:
             counts = [(split.samples, split.steps) if split else (0, 0) for split in (theirs, ours)]
             if counts[0] != counts[1]:
                 self.add("manifest", f"split {name}: {counts[0]} samples and steps, the shards hold {counts[1]}")
-        if found.fingerprint != here.fingerprint:
-            self.add("manifest", f"fingerprint {found.fingerprint}, the shards have {here.fingerprint}")
-        if here.schema != found.schema:
-            self.add("manifest", "the schema is not that of the shards")
+        pairs = {
+            "fingerprint": (found.fingerprint, here.fingerprint),
+            "schema": (found.schema, here.schema),
+            "provenance": (found.provenance, here.provenance),
+            "subsets": (dict(found.subsets), stats.subsets(table)),
+            "content": (dict(found.content), stats.content(table)),
+            "lossy": (found.lossy, stats.lossy(table)),
+            "fingerprint of the statistics": (found.stats.get("fingerprint"), here.fingerprint),
+        }
+        for what, (told, real) in pairs.items():
+            if told != real:
+                self.add("manifest", f"{what}: the manifest does not say what the shards say")
+        self._index(found, table)
+
+    def _index(self, found: Manifest, table: pa.Table) -> None:
         try:
-            stored = index.read(self.directory, found.schema, found.dataset_id)
+            stored = index.read(self.directory, found)
         except Vrl3dataError as error:
             self.add("index", error)
             return
         if stored is None:
-            self.add("index", "missing or stale; 'vrl3data index rebuild' makes it anew")
-        elif not stored.replace_schema_metadata(None).equals(table):
+            self.add("index", "missing, stale or broken; 'vrl3data index rebuild' makes it anew")
+        elif not stored.table().replace_schema_metadata(None).equals(table):
             self.add("index", "it does not say what the shards say; 'vrl3data index rebuild' makes it anew")
 
 
@@ -192,6 +211,7 @@ def check_sample(data: mmap.mmap, entry: shard.Entry, schema: Schema, where: Sou
         if xxhash.xxh3_128_hexdigest(bodies[name]) != expected:
             yield Finding("checksum", "the bytes do not have the hash of the commit record", _at(where, name))
             return
+    yield from _check_meta(entry.meta, where)
     content: list[dict[str, Any]] = []
     for feature in schema.features:
         try:
@@ -212,6 +232,18 @@ def check_sample(data: mmap.mmap, entry: shard.Entry, schema: Schema, where: Sou
         yield Finding("digest", "the content does not have the digest of the commit record", where)
 
 
+def _check_meta(meta: dict[str, Any], where: Source) -> Iterator[Finding]:
+    """What types alone do not tell (FORMAT.md 6)."""
+    try:
+        said = json.loads(meta["source_meta"])
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        yield Finding("meta", "source_meta is not a JSON object", where)
+    if meta["source"].startswith(("/", "\\")) or meta["source"][1:2] == ":":
+        yield Finding("meta", f"source {meta['source']!r} is an absolute path", where)
+
+
 def _check_feature(
     feature: Feature, schema: Schema, bodies: dict[str, memoryview], meta: dict[str, Any]
 ) -> tuple[list[tuple[str, str, int | None]], dict[str, Any]]:
@@ -219,6 +251,10 @@ def _check_feature(
     names = sample.feature_members(feature, schema)
     body, offsets = bodies[names[0]], bodies[names[1]] if len(names) > 1 else None
     count = sample.row_count(feature, body, offsets)
+    if offsets is not None:
+        edges = shard.npy_view(offsets)
+        if edges[0] != 0 or edges[-1] != len(body):
+            raise DamagedError(f"the offsets span {edges[0]} to {edges[-1]}, the body has {len(body)} bytes")
     problems: list[tuple[str, str, int | None]] = []
     expected = 1 if feature.name in meta["absent"].split(",") else _expected(feature, meta)
     if count != expected:
@@ -235,6 +271,8 @@ def _check_feature(
             problems.append(("nan", f"{rows[bad].size - int(np.isfinite(rows[bad]).sum())} values are NaN or infinite",
                              start + bad))  # fmt: skip
         hashed.update(rows.tobytes())
+        if feature.codec_name == "text" and int(rows[0]) != meta["label"]:
+            problems.append(("meta", f"label {meta['label']} in meta.json, {int(rows[0])} in the feature", None))
     if feature.lossless:
         return problems, {
             "name": feature.name,

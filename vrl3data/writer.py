@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ import xxhash
 
 from vrl3data import index, manifest, shard, stats, storage
 from vrl3data.dataset import Dataset
-from vrl3data.errors import DamagedError, DestinationError, FormatError, locate
+from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
 from vrl3data.report import Reporter, Silent
 from vrl3data.sample import EncodedSample, Identity, encode
@@ -71,9 +72,10 @@ class Writer:
         self._unconfirmed: list[tuple[str, int, str]] = []
         self._unconfirmed_bytes = 0
         self._failed = False
+        self._sources: dict[str, str] = {}
         self._index = index.IndexBuilder(spec.schema)
         with storage.writing(self.path):
-            _check_target(self.path)
+            check_target(self.path)
             (self.path / "data").mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
         try:
@@ -99,8 +101,9 @@ class Writer:
         """Append one encoded sample; it is confirmed at once, or with the next batch in kind `images`."""
         name, sample_id, size = sample.meta["name"], sample.meta["id"], sample.shard_bytes
         with locate(episode=name), self._disk():
-            if sample_id in self.present:
-                raise DestinationError("a sample of this name is already in the dataset")
+            self._check(sample)
+            if self._unconfirmed and self._unconfirmed[-1][0] != sample.meta["split"]:
+                self.confirm()  # what is on disk stays a beginning of the source's order, over all splits
             split = self._room(sample.meta["split"], size)
             key, names = split.samples, [name for name, _ in sample.members]
             try:
@@ -128,12 +131,29 @@ class Writer:
         with storage.writing(self.path, RESUME_HINT):
             try:
                 yield
-            except OSError:
+            except (OSError, AssertionError):
                 self._failed = True
                 self.present -= {sample_id for _, _, sample_id in self._unconfirmed}
                 self._unconfirmed = []
                 self._close_files()
                 raise
+
+    def _check(self, sample: EncodedSample) -> None:
+        """Refuse, before a byte is written, what may not go into the dataset."""
+        source, digest = sample.meta["source"], sample.meta["source_sha256"]
+        problem: Vrl3dataError | None = None
+        if sample.meta["id"] in self.present:
+            problem = DestinationError("a sample of this name is already in the dataset")
+        elif self.spec.schema.kind == "episodes" and self._sources.setdefault(source, digest) != digest:
+            problem = DestinationError(
+                f"{source} has changed since the dataset was begun: samples of both versions would be mixed; "
+                "use --overwrite to convert anew"
+            )
+        elif max(sample.sizes()) > shard.MAX_MEMBER:
+            problem = FormatError(f"a member has {max(sample.sizes())} bytes, the format allows {shard.MAX_MEMBER}")
+        if problem is not None:
+            sample.discard()
+            raise problem
 
     def _due(self) -> bool:
         if self.spec.schema.kind == "episodes":
@@ -161,10 +181,12 @@ class Writer:
             for split in self.splits.values():
                 self._close_shard(split)
             table = self._index.table()
-            index.write(self.path, table, self.spec.dataset_id, index.shard_sizes(self.path))
-            found = _manifest(self.spec, self.splits, table, tuple(self.skipped), run or {})
+            index_facts = index.write(self.path, table)
+            found = _manifest(self.spec, self.splits, table)
             with Dataset(self.path, found, table, verify="off") as dataset:
-                found = found.with_stats(stats.compute(dataset))
+                statistics = stats.compute(dataset)
+            skipped = tuple(self.skipped)
+            found = replace(found, index=index_facts, stats=statistics, skipped=skipped, run=dict(run or {}))
             found.write(self.path)
             self.complete = True
         self.close()
@@ -173,10 +195,7 @@ class Writer:
     def close(self) -> None:
         """Let go of the directory; unfinished shards stay as they are, readable and resumable."""
         self._close_files()
-        if self.spool.is_dir():
-            for leftover in self.spool.iterdir():
-                leftover.unlink(missing_ok=True)
-            self.spool.rmdir()
+        shutil.rmtree(self.spool, ignore_errors=True)
         if self._lock.is_locked:
             (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
@@ -218,11 +237,14 @@ class Writer:
         split.path = self.path / "data" / f"{split.name}-{split.number:06d}.tar{shard.PART}"
         split.size, split.in_shard, split.sha256 = 0, 0, hashlib.sha256()
         split.file = split.path.open("wb", buffering=1024**2)
-        storage.sync_directory(split.path.parent)
-        head = shard.head_bytes(
-            self.spec.schema, self.spec.dataset_id, split.name, split.number, self.spec.provenance.to_json()
+        _put(
+            split,
+            [(shard.HEAD_MEMBER, shard.head_bytes(self.spec.schema, split.name, split.number, self.spec.facts()))],
         )
-        _put(split, [(shard.HEAD_MEMBER, head)])
+        # On disk at once, so that whoever looks finds a shard without samples and not an empty file.
+        split.file.flush()
+        os.fsync(split.file.fileno())
+        storage.sync_directory(split.path.parent)
 
     def _close_shard(self, split: _Split) -> None:
         if split.file is None:
@@ -247,7 +269,7 @@ class Writer:
             self.complete = True
             return
         for path in index.shard_files(self.path):
-            walked = shard.scan(path)
+            walked = shard.scan(path, self._window())
             if not walked.head:
                 path.unlink()
                 continue
@@ -255,6 +277,10 @@ class Writer:
             self._adopt(path, walked)
         if self.present:
             self.reporter.note(f"going on after {len(self.present)} samples that are already in {self.path}")
+
+    def _window(self) -> int:
+        """How many samples may be unconfirmed at a time, and so be lost with a power cut."""
+        return 1 if self.spec.schema.kind == "episodes" else CONFIRM_IMAGES
 
     def _compare(self, provenance: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
         there = {"schema": schema, **provenance}
@@ -274,11 +300,13 @@ class Writer:
         if number != split.number or first != split.samples or split.file is not None:
             with locate(shard=path.name):
                 raise DamagedError(f"expected shard {split.number} of split {name} from sample {split.samples} on")
-        end, sha256 = _verify(path, walked)
+        end, sha256 = _verify(path, walked, self._window())
         base = path.name.removesuffix(shard.PART)
         for entry in walked.entries:
             self._index.add(base, entry)
             self.present.add(entry.meta["id"])
+            if self.spec.schema.kind == "episodes":
+                self._sources[entry.meta["source"]] = entry.meta["source_sha256"]
         split.samples += len(walked.entries)
         split.steps += sum(entry.meta.get("length", 0) for entry in walked.entries)
         if walked.closed:
@@ -294,7 +322,7 @@ class Writer:
         split.file.seek(end)
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
     """DestinationError unless `path` is new, empty, or one of our datasets."""
     with locate(path=path):
         if path.exists() and not path.is_dir():
@@ -323,10 +351,6 @@ def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[i
     places, waiting, offset = [], [], split.size
     for name, body in members:
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
-        if size > shard.MAX_MEMBER:
-            raise FormatError(
-                f"member {name} has {size} bytes, the format allows {shard.MAX_MEMBER}; split the episode"
-            )
         places.append((offset + shard.BLOCK, size))
         offset += shard.BLOCK + shard.padded(size)
         waiting.append(shard.member_header(name, size))
@@ -345,18 +369,19 @@ def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[i
     return places
 
 
-def _verify(path: Path, walked: shard.Scan) -> tuple[int, Any]:
-    """Hash a shard of an interrupted run. A last sample whose payload never reached the disk is dropped."""
+def _verify(path: Path, walked: shard.Scan, window: int) -> tuple[int, Any]:
+    """Hash a shard of an interrupted run. Samples that were not confirmed and never reached the disk are dropped."""
     sha256 = hashlib.sha256()
     with shard.map_file(path) as data:
-        for entry in list(walked.entries):
+        for number, entry in enumerate(walked.entries):
             hashes = entry.hashes()
             bad = [name for name, (start, size) in entry.members.items() if name in hashes
                    and xxhash.xxh3_128_hexdigest(data[start : start + size]) != hashes[name]]  # fmt: skip
-            if bad and entry is walked.entries[-1] and not walked.closed:
-                walked.entries.pop()
+            if bad and not walked.closed and len(walked.entries) - number <= window:
                 walked.end = min(start for start, _ in entry.members.values()) - shard.BLOCK
-            elif bad:
+                del walked.entries[number:]
+                break
+            if bad:
                 with locate(shard=path.name, episode=entry.meta["name"], feature=bad[0]):
                     raise DamagedError("the bytes do not have the hash of the commit record")
         end = walked.end + len(shard.END) if walked.closed else walked.end
@@ -365,17 +390,7 @@ def _verify(path: Path, walked: shard.Scan) -> tuple[int, Any]:
     return walked.end, sha256
 
 
-def _manifest(
-    spec: DatasetSpec,
-    splits: Mapping[str, _Split],
-    table: Any,
-    skipped: tuple[Mapping[str, str], ...],
-    run: Mapping[str, Any],
-) -> Manifest:
-    subsets: dict[str, int] = {}
-    for names in table["subsets"].to_pylist():
-        for name in filter(None, names.split(",")):
-            subsets[name] = subsets.get(name, 0) + 1
+def _manifest(spec: DatasetSpec, splits: Mapping[str, _Split], table: Any) -> Manifest:
     return Manifest(
         schema=spec.schema,
         dataset_id=spec.dataset_id,
@@ -384,10 +399,8 @@ def _manifest(
         license=spec.license,
         description=spec.description,
         splits={name: SplitInfo(s.samples, s.steps, tuple(s.shards)) for name, s in sorted(splits.items())},
-        subsets=dict(sorted(subsets.items())),
+        subsets=stats.subsets(table),
         fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
         content=stats.content(table),
         lossy=stats.lossy(table),
-        skipped=skipped,
-        run=dict(run),
     )

@@ -20,6 +20,8 @@ from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
 from vrl3data.schema import Array, Episode, Feature, Schema
 
+RECOGNISED_BYTES = 16 * 1024**2
+"""How much of a file is looked at: more than one episode."""
 STEP_NS = 10_000_000
 """100 Hz: five substeps of 2 ms."""
 KNOWN_FILES = {
@@ -66,7 +68,8 @@ class AdroitConverter:
         """A pickle of protocol 2 or later that speaks of an initial state."""
         if not source.is_file():
             return False
-        data = source.read_bytes()
+        with source.open("rb") as file:
+            data = file.read(RECOGNISED_BYTES)
         return data[:1] == b"\x80" and b"init_state_dict" in data
 
     def plan(self) -> Plan:

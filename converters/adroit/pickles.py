@@ -78,7 +78,10 @@ def demonstration(episode: Mapping[str, Any]) -> Demonstration:
     """One checked episode of `load`. SourceError names the entry that does not fit."""
     obs_TD = _floats(episode["observations"], "observations", 2)
     action_TA = _floats(episode["actions"], "actions", 2)
-    reward_T = _floats(np.squeeze(np.asarray(episode["rewards"])), "rewards", 1)
+    reward_T = _floats(episode["rewards"], "rewards", None)
+    reward_T = reward_T.reshape(len(reward_T)) if reward_T.shape == (len(obs_TD), 1) else reward_T
+    if reward_T.ndim != 1:
+        raise SourceError(f"rewards: expected one number per step, found an array of shape {reward_T.shape}")
     lengths = {"observations": len(obs_TD), "actions": len(action_TA), "rewards": len(reward_T)}
     if len(set(lengths.values())) > 1 or not len(obs_TD):
         raise SourceError(f"expected as many observations as actions and rewards, found {lengths}")
@@ -87,12 +90,23 @@ def demonstration(episode: Mapping[str, Any]) -> Demonstration:
         raise SourceError(f"init_state_dict: expected a dict, found {type(state).__name__}")
     init_state = {str(key): _floats(value, f"init_state_dict.{key}", None) for key, value in state.items()}
     others = {str(key): value for key, value in episode.items() if key not in NEEDED}
-    small = {key: value for key, value in others.items() if np.size(value) <= KEPT_VALUES}
+    small = {key: value for key, value in others.items() if _size(value) <= KEPT_VALUES}
     return Demonstration(obs_TD, action_TA, reward_T, init_state, small, tuple(sorted(set(others) - set(small))))
 
 
+def _size(value: Any) -> int:
+    """How many values an entry holds; lists of different lengths count as too many to keep."""
+    try:
+        return int(np.size(value))
+    except ValueError:
+        return KEPT_VALUES + 1
+
+
 def _floats(value: Any, name: str, dimensions: int | None) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SourceError(f"{name}: expected an array of numbers, found lists of different lengths") from error
     if array.dtype.kind not in "fiu" or (dimensions is not None and array.ndim != dimensions):
         wanted = "an array" if dimensions is None else f"an array of {dimensions} dimensions"
         raise SourceError(f"{name}: expected {wanted} of numbers, found {array.dtype} of shape {array.shape}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vrl3data.cli.common import (
     quiet_option,
     rows,
 )
-from vrl3data.errors import EXIT_SKIPPED
+from vrl3data.errors import EXIT_SKIPPED, SourceError
 
 SHOWN_SKIPS = 5
 
@@ -38,9 +39,15 @@ class ConvertGroup(click.Group):
 def _kind_of(args: list[str]) -> str:
     from converters.base import recognise
 
-    words = [word for word in args if not word.startswith("-")]
-    sources = [Path(word) for word in words if Path(word).exists()]
-    kind = recognise(sources[0] if sources else Path(words[0]) if words else Path(args[0]))
+    words = [Path(word) for word in args if not word.startswith("-")]
+    existing = [word for word in words if word.exists()]
+    kind = ""
+    for word in existing:  # values of options, such as a --config file, may come before the source
+        with suppress(SourceError):
+            kind = recognise(word)
+            break
+    if not kind:
+        kind = recognise(existing[0] if existing else words[0] if words else Path(args[0]))
     if not {"-q", "--quiet"} & set(args):
         click.echo(f"recognised as {kind}", err=True)
     return kind

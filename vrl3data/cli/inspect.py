@@ -111,12 +111,17 @@ def index() -> None:
 @PATH
 def rebuild(path: str) -> None:
     """Make index.parquet anew from the shards of PATH. Example: vrl3data index rebuild out/door"""
+    from dataclasses import replace
+
     from vrl3data import index as indexes
-    from vrl3data import storage
+    from vrl3data import manifest, storage
     from vrl3data.dataset import from_shards, locate_dataset
 
     directory = locate_dataset(path)
-    found, table = from_shards(directory)
+    known = manifest.read(directory)
+    _, table = from_shards(directory, None if known is None else set(known.shard_sizes()))
     with storage.writing(directory):
-        indexes.write(directory, table, found.dataset_id, indexes.shard_sizes(directory))
+        facts = indexes.write(directory, table)
+        if known is not None:
+            replace(known, index=facts).write(directory)
     click.echo(f"{directory / indexes.INDEX}: {len(table):,} samples")

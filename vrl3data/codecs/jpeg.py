@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
-from vrl3data.errors import ConfigError, DamagedError
+from vrl3data.errors import ConfigError, DamagedError, SchemaError
 from vrl3data.schema import Array, Feature
 
 # Chroma at full resolution: on small frames 4:2:0 costs 6 dB for a quarter of the bytes.
@@ -33,6 +33,8 @@ class JpegCodec:
         return replace(feature, codec=codec, lossless=False, encoder=encoder)
 
     def encode(self, rows: Array, feature: Feature) -> bytes:
+        if feature.codec == "jpeg":
+            raise SchemaError("codec 'jpeg' holds JPEG files as they came; to encode, say jpeg:Q with a quality Q")
         image = rows[0, :, :, 0] if rows.shape[-1] == 1 else rows[0]
         out = io.BytesIO()
         quality = int(feature.codec.partition(":")[2])
@@ -48,13 +50,17 @@ def decode_picture(unit: bytes | memoryview, kind: str, feature: Feature) -> Arr
     mode = "L" if feature.shape[-1] == 1 else "RGB"
     try:
         with Image.open(io.BytesIO(unit), formats=[kind]) as image:
+            check_size(image.size, feature)
             pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedError(f"not a readable {kind} image: {error}") from error
-    row = pixels.reshape(1, *pixels.shape[:2], feature.shape[-1])
-    if any(want not in (-1, got) for want, got in zip(feature.shape, row.shape[1:], strict=True)):
-        raise DamagedError(f"expected an image of shape {feature.shape}, found {row.shape[1:]}")
-    return row
+    return pixels.reshape(1, *pixels.shape[:2], feature.shape[-1])
+
+
+def check_size(size: tuple[int, int], feature: Feature) -> None:
+    """Before decoding: a small file may promise a huge picture. `size` is (width, height)."""
+    if any(want not in (-1, got) for want, got in zip(feature.shape[:2], size[::-1], strict=True)):
+        raise DamagedError(f"expected an image of shape {feature.shape}, found {size[1]} x {size[0]} pixels")
 
 
 CODEC = JpegCodec()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
-from vrl3data.codecs.jpeg import decode_picture
+from vrl3data.codecs.jpeg import check_size, decode_picture
 from vrl3data.errors import ConfigError, DamagedError
 from vrl3data.schema import Array, Feature
 
@@ -39,11 +39,10 @@ class PngCodec:
             return decode_picture(unit, "PNG", feature)
         try:
             with Image.open(io.BytesIO(unit), formats=["PNG"]) as image:
+                check_size(image.size, feature)
                 row = np.asarray(image, dtype=np.uint16)[None]
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DamagedError(f"not a readable PNG image: {error}") from error
-        if row.shape[1:] != feature.shape:
-            raise DamagedError(f"expected an image of shape {feature.shape}, found {row.shape[1:]}")
         return row
 
 
