@@ -20,10 +20,11 @@ from converters.base import Converter, Plan, Unit
 from converters.worker import Failed, Setup, start_worker, work
 from vrl3data import manifest
 from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError
-from vrl3data.manifest import Manifest
+from vrl3data.manifest import DatasetSpec, Manifest
 from vrl3data.report import Reporter, Silent
 from vrl3data.sample import EncodedSample
-from vrl3data.writer import Writer, check_target
+from vrl3data.takeover import check_target
+from vrl3data.writer import Writer
 
 AHEAD = 3
 """Batches per worker that may wait to be written: bounds the memory."""
@@ -91,7 +92,8 @@ def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, repo
     with contextlib.closing(converter), Writer(dest, plan.spec, reporter) as writer:
         if writer.complete:
             found = _finished(dest)
-            return Receipt(dest, found, 0, time.monotonic() - started, plan.notes, already_complete=True)
+            notes = (*plan.notes, *_unused(plan.spec, found))
+            return Receipt(dest, found, 0, time.monotonic() - started, notes, already_complete=True)
         before = len(writer.present)
         _convert(converter, plan, writer, options, reporter)
         if not writer.present:
@@ -179,6 +181,16 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
             child.terminate()
         for child in children:
             child.join()
+
+
+def _unused(spec: DatasetSpec, found: Manifest) -> list[str]:
+    """What was said now and differs from what a finished dataset says of itself."""
+    pairs = {"licence": (spec.license, found.license), "name": (spec.name, found.name)}
+    return [
+        f"the {what} stays {kept!r}, not {now!r}: --overwrite converts anew"
+        for what, (now, kept) in pairs.items()
+        if now != kept
+    ]
 
 
 def _finished(dest: Path) -> Manifest:

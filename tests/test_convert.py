@@ -388,6 +388,8 @@ def test_running_again_does_nothing_and_other_options_are_refused(tmp_path: Path
     before = shard_bytes(tmp_path / "out")
     again = vrl3data.convert("imagenet", root, tmp_path / "out")
     assert again.already_complete
+    other = vrl3data.convert("imagenet", root, tmp_path / "out", {"license": "cc0-1.0"})
+    assert "the licence stays 'unknown', not 'cc0-1.0'" in other.notes[0]
     with pytest.raises(DestinationError, match=r"options.image_size: 128 there, 32 now"):
         vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32})
     assert shard_bytes(tmp_path / "out") == before

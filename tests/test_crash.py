@@ -16,7 +16,7 @@ import pytest
 from conftest import jpeg, make_episode, make_spec, shard_bytes, write_dataset
 
 import vrl3data
-from vrl3data import codecs, index, sample, shard
+from vrl3data import codecs, index, sample, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, DestinationError, FormatError
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
@@ -66,7 +66,7 @@ def test_an_empty_part_is_a_beginning(tmp_path: Path) -> None:
 def test_a_shard_without_samples_is_on_disk_at_once(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "set", images_spec())
     writer.write(picture(0))
-    assert shard.scan(index.shard_files(tmp_path / "set")[0]).head["kind"] == "images"
+    assert scan.scan(index.shard_files(tmp_path / "set")[0]).head["kind"] == "images"
     writer.close()
 
 
@@ -75,7 +75,7 @@ def test_blocks_of_unconfirmed_images_that_never_reached_the_disk(tmp_path: Path
     """A file system may keep a later page and lose an earlier one."""
     finish(tmp_path / "whole")
     part = interrupted(tmp_path / "set")
-    entry = shard.scan(part).entries[15]
+    entry = scan.scan(part).entries[15]
     start, size = entry.members["png"]
     data = bytearray(part.read_bytes())
     if what == "payload":
@@ -92,7 +92,7 @@ def test_blocks_of_unconfirmed_images_that_never_reached_the_disk(tmp_path: Path
 
 def test_damage_before_confirmed_samples_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = interrupted(tmp_path / "set")
-    start, _ = shard.scan(part).entries[3].members["png"]
+    start, _ = scan.scan(part).entries[3].members["png"]
     whole = part.read_bytes()
     monkeypatch.setattr("vrl3data.writer.CONFIRM_IMAGES", 10)
     for place in (start + 20, start - 500):
@@ -108,7 +108,7 @@ def test_what_is_on_disk_is_a_beginning_over_all_splits(tmp_path: Path) -> None:
     for number in range(5):
         writer.write(picture(number))
     writer.write(picture(5, "val"))
-    train = shard.scan(tmp_path / "set" / "data" / "train-000000.tar.part")
+    train = scan.scan(tmp_path / "set" / "data" / "train-000000.tar.part")
     assert len(train.entries) == 5
     writer.close()
 
@@ -249,10 +249,10 @@ def test_sealed_nonsense_is_refused(tmp_path: Path) -> None:
     file = path / "data" / "train-000000.tar"
     whole = file.read_bytes()
     (path / "dataset.json").unlink()
-    head = shard.scan(file).head
-    old = shard.member_header("__meta__", len(shard._sealed(shard.dumps(_bare(head)))))
+    head = scan.scan(file).head
+    old = shard.member_header("__meta__", len(shard.sealed(shard.dumps(_bare(head)))))
     assert whole.startswith(old)
-    rest = whole[512 + shard.padded(len(shard._sealed(shard.dumps(_bare(head))))) :]
+    rest = whole[512 + shard.padded(len(shard.sealed(shard.dumps(_bare(head))))) :]
     for change, match in [
         ({"schema": {"features": 3}}, "the schema cannot be understood"),
         ({"schema": {"features": [{"name": "x"}]}}, "a feature of the schema cannot be understood"),
@@ -260,7 +260,7 @@ def test_sealed_nonsense_is_refused(tmp_path: Path) -> None:
         ({"dataset_id": 7}, "expected str for 'dataset_id'"),
         ({"provenance": None}, "expected dict for 'provenance'"),
     ]:
-        sealed = shard._sealed(shard.dumps(_bare({**head, **change})))
+        sealed = shard.sealed(shard.dumps(_bare({**head, **change})))
         member = shard.member_header("__meta__", len(sealed)) + sealed + bytes(-len(sealed) % 512)
         file.write_bytes(member + rest)
         with pytest.raises(FormatError, match=match):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vrl3data
-from vrl3data import shard
+from vrl3data import scan, shard
 from vrl3data.errors import DamagedError, FormatError, Vrl3dataError
 from vrl3data.schema import DTYPES
 
@@ -96,13 +96,13 @@ def test_every_prefix_of_a_part_reads_as_a_prefix(tmp_path: Path) -> None:
     whole = shard_bytes(write_dataset(tmp_path / "set", 3))["train-000000.tar"][:-1024]
     part = tmp_path / "train-000000.tar.part"
     part.write_bytes(whole)
-    entries = shard.scan(part).entries
+    entries = scan.scan(part).entries
     records = [entry.members["meta.json"] for entry in entries]
     ends = [start + shard.padded(size) for start, size in records]
     for length in [*range(0, len(whole), 97), *ends, *(end - 1 for end in ends)]:
         for tail in (b"", bytes(512 * 3 - length % 512)):
             part.write_bytes(whole[:length] + tail)
-            found = shard.scan(part)
+            found = scan.scan(part)
             # Padding is zeros, so zeros that a crash left complete a record that lacks only its padding.
             whole_ends = [start + size for start, size in records] if tail else ends
             assert len(found.entries) == sum(end <= length for end in whole_ends)
@@ -116,10 +116,10 @@ def test_a_finished_shard_has_no_torn_tail(tmp_path: Path) -> None:
     for length in (len(whole) - 1, len(whole) - 512, len(whole) - 1024, len(whole) // 2, 1):
         file.write_bytes(whole[:length])
         with pytest.raises(DamagedError, match="cut off|two zero blocks"):
-            shard.scan(file)
+            scan.scan(file)
     file.write_bytes(b"")
     with pytest.raises(DamagedError, match="empty"):
-        shard.scan(file)
+        scan.scan(file)
 
 
 @pytest.mark.parametrize("codec", ["raw", "png", "jpeg:90"])
@@ -160,23 +160,23 @@ def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> Non
 
     put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000001.action.npy", b"a"))
     with pytest.raises(DamagedError, match=r"sample 000000000 has no meta.json before '000000001"):
-        shard.scan(file)
+        scan.scan(file)
     put(("__meta__", head), ("readme.txt", b"a"))
     with pytest.raises(DamagedError, match="belongs to no sample"):
-        shard.scan(file)
+        scan.scan(file)
     put(("000000000.action.npy", b"a"))
     with pytest.raises(DamagedError, match="expected the member __meta__ first"):
-        shard.scan(file)
+        scan.scan(file)
     whole = write_dataset(tmp_path / "whole", 1)
-    meta = shard.scan(whole / "data" / "train-000000.tar").entries[0].meta
+    meta = scan.scan(whole / "data" / "train-000000.tar").entries[0].meta
     meta = {**meta, "members": "action.npy", "sizes": "2", "xxh3_128": "x"}
     del meta["meta_xxh3_128"]
     put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.meta.json", shard.commit_bytes(meta)))
     with pytest.raises(DamagedError, match="not those of its commit record"):
-        shard.scan(file)
+        scan.scan(file)
     put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.action.npy", b"b"))
     with pytest.raises(DamagedError, match=r"member '000000000.action.npy' occurs twice"):
-        shard.scan(file)
+        scan.scan(file)
     for change, match in [
         ({"success": 7}, "success = 7 is not allowed"),
         ({"task": None}, "expected str for 'task', found None"),
@@ -186,12 +186,12 @@ def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> Non
         record = shard.commit_bytes({**meta, "members": "action.npy", "sizes": "1", **change})
         put(("__meta__", head), ("000000000.action.npy", b"a"), ("000000000.meta.json", record))
         with pytest.raises(DamagedError, match=match):
-            shard.scan(file)
+            scan.scan(file)
     (tmp_path / "val-000000.tar").write_bytes(file.read_bytes())
     put(("__meta__", head))
     file.rename(tmp_path / "val-000001.tar")
     with pytest.raises(DamagedError, match="by its head the shard is number 0 of split 'train'"):
-        shard.scan(tmp_path / "val-000001.tar")
+        scan.scan(tmp_path / "val-000001.tar")
 
 
 @pytest.mark.parametrize(

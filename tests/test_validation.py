@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_episode, make_schema, make_spec, run_cli, shard_bytes, write_dataset
 
-from vrl3data import index, manifest, shard
+from vrl3data import index, manifest, scan, shard
 from vrl3data.schema import Feature, Schema
 from vrl3data.validation import CHECKS, Finding, validate
 from vrl3data.writer import Writer
@@ -27,7 +27,7 @@ def rewrite(path: Path, change: Callable[[bytearray, shard.Entry], None], number
     """Change the bytes of one sample in a shard."""
     file = index.shard_files(path)[number]
     data = bytearray(file.read_bytes())
-    change(data, shard.scan(file).entries[sample])
+    change(data, scan.scan(file).entries[sample])
     file.write_bytes(data)
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import vrl3data
-from vrl3data import codecs, index, manifest, sample, shard
+from vrl3data import codecs, index, manifest, sample, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, DestinationError, FormatError, SchemaError
 from vrl3data.schema import DTYPES, Episode, Feature, Schema
 from vrl3data.validation import validate
@@ -113,7 +113,7 @@ def test_a_payload_that_never_reached_the_disk_is_written_again(tmp_path: Path) 
     writer.write(make_episode(1, length=5))
     writer.close()
     part = index.shard_files(path)[0]
-    start, size = shard.scan(part).entries[1].members["obs.image.top.npy"]
+    start, size = scan.scan(part).entries[1].members["obs.image.top.npy"]
     data = bytearray(part.read_bytes())
     data[start + 200 : start + size] = bytes(size - 200)
     part.write_bytes(data)
@@ -131,7 +131,7 @@ def test_damage_before_the_last_sample_stops_the_writer(tmp_path: Path) -> None:
         writer.write(make_episode(number))
     writer.close()
     part = index.shard_files(path)[0]
-    start, _ = shard.scan(part).entries[0].members["action.npy"]
+    start, _ = scan.scan(part).entries[0].members["action.npy"]
     data = bytearray(part.read_bytes())
     data[start + 130] ^= 1
     part.write_bytes(data)
@@ -357,7 +357,7 @@ def test_a_reader_sees_what_is_confirmed_while_writing(tmp_path: Path) -> None:
 def test_verification(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "set", 1)
     file = path / "data" / "train-000000.tar"
-    start, _ = shard.scan(file).entries[0].members["action.npy"]
+    start, _ = scan.scan(file).entries[0].members["action.npy"]
     data = bytearray(file.read_bytes())
     data[start + 128] ^= 1
     file.write_bytes(data)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from vrl3data import index, manifest, sample, shard
+from vrl3data import index, manifest, sample, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.index import IndexFile
 from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
@@ -301,7 +301,7 @@ def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifes
     for path in index.shard_files(directory):
         if only is not None and path.name not in only:
             continue
-        walked = shard.scan(path)
+        walked = scan.scan(path)
         if not walked.head:
             continue
         here = Manifest.from_head(walked.head)
@@ -318,7 +318,7 @@ def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifes
     return _derived(found, shards, builder.table())
 
 
-def _check_order(found: Manifest, here: Manifest, walked: shard.Scan, before: list[ShardInfo]) -> None:
+def _check_order(found: Manifest, here: Manifest, walked: scan.Scan, before: list[ShardInfo]) -> None:
     if here.dataset_id != found.dataset_id:
         raise DamagedError(f"the shard belongs to dataset {here.dataset_id}, the others to {found.dataset_id}")
     first = sum(info.samples for info in before)
@@ -356,4 +356,4 @@ def _map(directory: Path, shard_name: str) -> mmap.mmap:
         path = path.with_name(shard_name.removesuffix(shard.PART))
     if not path.is_file():
         raise DamagedError("the shard is missing")
-    return shard.map_file(path)
+    return scan.map_file(path)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from vrl3data import __version__, codecs, index, manifest, shard
+from vrl3data import __version__, codecs, index, manifest, scan
 from vrl3data.errors import ConfigError, DestinationError, locate
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
 from vrl3data.report import Reporter
@@ -235,7 +235,7 @@ def _session_of(path: Path) -> str:
     found = manifest.read(path) if path.is_dir() else None
     provenance = found.provenance if found else {}
     for part in index.shard_files(path) if path.is_dir() and found is None else []:
-        provenance = shard.scan(part).head.get("provenance", {})
+        provenance = scan.scan(part).head.get("provenance", {})
     return str(provenance.get("options", {}).get("session", ""))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from vrl3data import index, manifest, sample, shard, stats
+from vrl3data import index, manifest, sample, scan, shard, stats
 from vrl3data.dataset import from_shards, locate_dataset
 from vrl3data.errors import DamagedError, Source, Vrl3dataError, locate
 from vrl3data.manifest import Manifest
@@ -121,7 +121,7 @@ class _Checker:
     def _shard(self, path: Path, found: Manifest | None) -> None:
         self.shards += 1
         try:
-            walked = shard.scan(path)
+            walked = scan.scan(path)
         except Vrl3dataError as error:
             self.add("structure", error)
             return
@@ -136,7 +136,7 @@ class _Checker:
         if found is not None and here.dataset_id != found.dataset_id:
             self.add("shards", f"the shard belongs to dataset {here.dataset_id}", Source(shard=path.name))
             return
-        with shard.map_file(path) as data:
+        with scan.map_file(path) as data:
             for entry in walked.entries:
                 self.samples += 1
                 where = Source(shard=path.name, episode=entry.meta["name"])

@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import filelock
-import xxhash
 
-from vrl3data import index, manifest, shard, stats, storage
+from vrl3data import index, manifest, scan, shard, stats, storage, takeover
 from vrl3data.dataset import Dataset
 from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
@@ -75,7 +74,7 @@ class Writer:
         self._sources: dict[str, str] = {}
         self._index = index.IndexBuilder(spec.schema)
         with storage.writing(self.path):
-            check_target(self.path)
+            takeover.check_target(self.path)
             (self.path / "data").mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
         try:
@@ -265,15 +264,15 @@ class Writer:
     def _take_over(self) -> None:
         found = manifest.read(self.path)
         if found is not None:
-            self._compare(found.provenance, found.schema.to_json())
+            takeover.compare(self.path, self.spec, found.provenance, found.schema.to_json())
             self.complete = True
             return
         for path in index.shard_files(self.path):
-            walked = shard.scan(path, self._window())
+            walked = scan.scan(path, self._window())
             if not walked.head:
                 path.unlink()
                 continue
-            self._compare(walked.head["provenance"], walked.head["schema"])
+            takeover.compare(self.path, self.spec, walked.head["provenance"], walked.head["schema"])
             self._adopt(path, walked)
         if self.present:
             self.reporter.note(f"going on after {len(self.present)} samples that are already in {self.path}")
@@ -282,25 +281,14 @@ class Writer:
         """How many samples may be unconfirmed at a time, and so be lost with a power cut."""
         return 1 if self.spec.schema.kind == "episodes" else CONFIRM_IMAGES
 
-    def _compare(self, provenance: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-        there = {"schema": schema, **provenance}
-        now = {"schema": self.spec.schema.to_json(), **self.spec.provenance.to_json()}
-        differing = manifest.differences(there, now)
-        if differing:
-            with locate(path=self.path):
-                raise DestinationError(
-                    f"the directory holds another dataset: {'; '.join(differing[:3])}; "
-                    "choose another directory, or --overwrite to replace it"
-                )
-
-    def _adopt(self, path: Path, walked: shard.Scan) -> None:
+    def _adopt(self, path: Path, walked: scan.Scan) -> None:
         name, number = walked.head["split"], walked.head["shard"]
         split = self.splits.setdefault(name, _Split(name))
         first = walked.entries[0].key if walked.entries else split.samples
         if number != split.number or first != split.samples or split.file is not None:
             with locate(shard=path.name):
                 raise DamagedError(f"expected shard {split.number} of split {name} from sample {split.samples} on")
-        end, sha256 = _verify(path, walked, self._window())
+        end, sha256 = takeover.verify(path, walked, self._window())
         base = path.name.removesuffix(shard.PART)
         for entry in walked.entries:
             self._index.add(base, entry)
@@ -320,20 +308,6 @@ class Writer:
         os.truncate(path, end)
         split.file = path.open("r+b", buffering=1024**2)
         split.file.seek(end)
-
-
-def check_target(path: Path) -> None:
-    """DestinationError unless `path` is new, empty, or one of our datasets."""
-    with locate(path=path):
-        if path.exists() and not path.is_dir():
-            raise DestinationError("the target is a file, expected a directory")
-        if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):
-            return
-        foreign = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
-        if foreign not in ([], ["data"]) or ((path / "data").is_dir() and any((path / "data").iterdir())):
-            raise DestinationError(
-                f"the directory is not empty and not a vrl3data dataset (it holds {foreign[0]!r}); choose another"
-            )
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
@@ -367,27 +341,6 @@ def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[i
     assert split.size == offset
     assert offset % shard.BLOCK == 0
     return places
-
-
-def _verify(path: Path, walked: shard.Scan, window: int) -> tuple[int, Any]:
-    """Hash a shard of an interrupted run. Samples that were not confirmed and never reached the disk are dropped."""
-    sha256 = hashlib.sha256()
-    with shard.map_file(path) as data:
-        for number, entry in enumerate(walked.entries):
-            hashes = entry.hashes()
-            bad = [name for name, (start, size) in entry.members.items() if name in hashes
-                   and xxhash.xxh3_128_hexdigest(data[start : start + size]) != hashes[name]]  # fmt: skip
-            if bad and not walked.closed and len(walked.entries) - number <= window:
-                walked.end = min(start for start, _ in entry.members.values()) - shard.BLOCK
-                del walked.entries[number:]
-                break
-            if bad:
-                with locate(shard=path.name, episode=entry.meta["name"], feature=bad[0]):
-                    raise DamagedError("the bytes do not have the hash of the commit record")
-        end = walked.end + len(shard.END) if walked.closed else walked.end
-        for start in range(0, end, COPY_BYTES):
-            sha256.update(data[start : min(end, start + COPY_BYTES)])
-    return walked.end, sha256
 
 
 def _manifest(spec: DatasetSpec, splits: Mapping[str, _Split], table: Any) -> Manifest:

@@ -1,0 +1,64 @@
+"""What a writer may go on with: an empty directory, or the same dataset, whole up to what was not confirmed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from vrl3data import index, manifest, scan, shard
+from vrl3data.errors import DamagedError, DestinationError, locate
+from vrl3data.manifest import DatasetSpec
+
+READ_BYTES = 4 * 1024**2
+
+
+def check_target(path: Path) -> None:
+    """DestinationError unless `path` is new, empty, or one of our datasets."""
+    with locate(path=path):
+        if path.exists() and not path.is_dir():
+            raise DestinationError("the target is a file, expected a directory")
+        if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):
+            return
+        foreign = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+        if foreign not in ([], ["data"]) or ((path / "data").is_dir() and any((path / "data").iterdir())):
+            raise DestinationError(
+                f"the directory is not empty and not a vrl3data dataset (it holds {foreign[0]!r}); choose another"
+            )
+
+
+def compare(path: Path, spec: DatasetSpec, provenance: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """DestinationError if what lies in `path` is not what `spec` is about to write."""
+    there = {"schema": schema, **provenance}
+    now = {"schema": spec.schema.to_json(), **spec.provenance.to_json()}
+    differing = manifest.differences(there, now)
+    if differing:
+        with locate(path=path):
+            raise DestinationError(
+                f"the directory holds another dataset: {'; '.join(differing[:3])}; "
+                "choose another directory, or --overwrite to replace it"
+            )
+
+
+def verify(path: Path, walked: scan.Scan, window: int) -> tuple[int, Any]:
+    """Hash a shard of an interrupted run. Samples that were not confirmed and never reached the disk are dropped."""
+    sha256 = hashlib.sha256()
+    with scan.map_file(path) as data:
+        for number, entry in enumerate(walked.entries):
+            hashes = entry.hashes()
+            bad = [name for name, (start, size) in entry.members.items() if name in hashes
+                   and xxhash.xxh3_128_hexdigest(data[start : start + size]) != hashes[name]]  # fmt: skip
+            if bad and not walked.closed and len(walked.entries) - number <= window:
+                walked.end = min(start for start, _ in entry.members.values()) - shard.BLOCK
+                del walked.entries[number:]
+                break
+            if bad:
+                with locate(shard=path.name, episode=entry.meta["name"], feature=bad[0]):
+                    raise DamagedError("the bytes do not have the hash of the commit record")
+        end = walked.end + len(shard.END) if walked.closed else walked.end
+        for start in range(0, end, READ_BYTES):
+            sha256.update(data[start : min(end, start + READ_BYTES)])
+    return walked.end, sha256
