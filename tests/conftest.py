@@ -20,6 +20,9 @@ from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
 from vrl3data.writer import Writer
 
+# Two test processes on two cores: threads of their own would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -26,6 +26,7 @@ LAYERS = [
     ["vrl3data.writer", "vrl3data.dataset", "vrl3data.stats", "vrl3data.validation", "vrl3data.record",
      "vrl3data.takeover",
      "vrl3data.envs"],
+    ["vrl3data.images", "vrl3data.encoders"],
     ["converters", "pretrain", "cards"],
     ["vrl3data.app"],
     ["vrl3data.cli", "vrl3data.__main__"],

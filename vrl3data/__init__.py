@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vrl3data.app import convert as convert
     from vrl3data.dataset import Dataset as Dataset
     from vrl3data.dataset import open_dataset as open
+    from vrl3data.encoders.encoder import Encoder as Encoder
     from vrl3data.record import Recorder as Recorder
     from vrl3data.schema import Episode as Episode
     from vrl3data.schema import Feature as Feature
@@ -28,6 +29,7 @@ _PUBLIC = {
     "Schema": "vrl3data.schema:Schema",
     "Feature": "vrl3data.schema:Feature",
     "Writer": "vrl3data.writer:Writer",
+    "Encoder": "vrl3data.encoders.encoder:Encoder",
     "Recorder": "vrl3data.record:Recorder",
     "convert": "vrl3data.app:convert",
     "validate": "vrl3data.validation:validate",
@@ -35,6 +37,7 @@ _PUBLIC = {
 
 __all__ = [
     "Dataset",
+    "Encoder",
     "Episode",
     "Feature",
     "Recorder",

@@ -16,6 +16,8 @@ COMMANDS = {
     "convert": ("vrl3data.cli.convert:convert", "Turn demonstrations or images into a dataset."),
     "record": ("vrl3data.cli.record:record", "Record episodes of a live environment into a dataset."),
     "demo": ("vrl3data.cli.record:demo", "Record, validate and show a small dataset."),
+    "pretrain-encoder": ("vrl3data.cli.pretrain:pretrain_encoder", "Train an encoder on a dataset (stage 1)."),
+    "inflate": ("vrl3data.cli.pretrain:inflate", "Make an encoder of stacked frames from one of single images."),
     "info": ("vrl3data.cli.inspect:info", "Say what is in a dataset."),
     "validate": ("vrl3data.cli.inspect:validate", "Check every byte of a dataset."),
     "view": ("vrl3data.cli.inspect:view", "Make an offline HTML page of a dataset."),
