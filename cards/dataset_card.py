@@ -122,7 +122,12 @@ def _configs(found: Manifest) -> dict[str, Any]:
     """Which files belong to which split; a shard that is still being written is none of them."""
     finished = [name for name, split in found.splits.items() if any(s.name.endswith(".tar") for s in split.shards)]
     data_files = [{"split": name, "path": f"data/{name}-*.tar"} for name in finished]
-    return {"configs": [{"config_name": "default", "data_files": data_files}]} if data_files else {}
+    if not data_files:
+        return {}
+    # `datasets` finds its cache by the folder's name and this block alone: without the fingerprint in it, a second
+    # dataset of the same name, or one that was made anew, would silently load as the first.
+    described = f"fingerprint {found.fingerprint}"
+    return {"configs": [{"config_name": "default", "description": described, "data_files": data_files}]}
 
 
 def size_category(count: int) -> str:

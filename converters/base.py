@@ -12,7 +12,9 @@ from typing import Any, Protocol, cast
 from converters import KINDS
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import DatasetSpec
-from vrl3data.schema import Episode
+from vrl3data.schema import SPLIT, Episode
+
+SMALLEST_SHARD = 10_000
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,27 @@ def recognise(source: Path) -> str:
 
 
 def check_exists(source: Path) -> None:
-    if not source.exists():
+    with locate(path=source):
+        if not source.exists():
+            raise SourceError(f"there is no such file or directory (kinds of sources: {', '.join(KINDS)})")
+        if str(source.name).encode("utf-8", "replace").decode() != source.name:
+            raise SourceError("the name of the source cannot be written as UTF-8; rename it")
+
+
+def check_file(source: Path) -> None:
+    """SourceError unless `source` is a regular file."""
+    check_exists(source)
+    if not source.is_file():
         with locate(path=source):
-            raise SourceError("there is no such file or directory")
+            raise SourceError("expected a file, found a directory or a device")
+
+
+def check_shared(split: str, shard_size: int) -> None:
+    """ConfigError for what no dataset can have, before any work is done."""
+    if not SPLIT.fullmatch(split) or split == "all":
+        raise ConfigError(f"split: expected lower-case letters, digits and underscores, and not 'all', found {split!r}")
+    if shard_size < SMALLEST_SHARD:
+        raise ConfigError(f"shard_size: expected at least {SMALLEST_SHARD} bytes, found {shard_size}")
 
 
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:

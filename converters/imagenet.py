@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from converters.base import Plan, Unit, check_exists, read_bytes, source_identity
+from converters.base import Plan, Unit, check_exists, check_shared, read_bytes, source_identity
 from vrl3data import codecs
 from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = "images"
 """Tiny-ImageNet's folder of pictures that are in no class folder; without a table they have no label."""
 BATCH = 64
+MAX_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class ImagenetConverter:
     def __init__(self, sources: Sequence[Path], options: ImagenetOptions) -> None:
         if len(sources) != 1:
             raise ConfigError(f"imagenet: expected one folder, found {len(sources)} sources")
-        if options.image_size < 1:
-            raise ConfigError(f"image_size: expected at least 1, found {options.image_size}")
+        if not 1 <= options.image_size <= MAX_SIZE:
+            raise ConfigError(f"image_size: expected 1 to {MAX_SIZE}, found {options.image_size}")
+        check_shared(options.split, options.shard_size)
         if options.fit not in ("shorter", "square", "none"):
             raise ConfigError(f"fit: expected shorter, square or none, found {options.fit!r}")
         self.root, self.options = Path(sources[0]), options
@@ -79,11 +81,15 @@ class ImagenetConverter:
     def plan(self) -> Plan:
         check_exists(self.root)
         with locate(path=self.root):
+            if not self.root.is_dir():
+                raise SourceError("expected a folder of class folders, found a file")
             files, ignored = list_files(self.root, self.options.split)
         classes = sorted({file.class_name for file in files} - {""})
         labels = {name: label for label, name in enumerate(classes)} | {"": -1}
         units = (Unit(file.path, (file, labels[file.class_name])) for file in files)
-        notes = (f"{ignored} files that are not pictures were left out",) if ignored else ()
+        notes: tuple[str, ...] = (f"{ignored} files that are not pictures were left out",) if ignored else ()
+        if len(classes) == 1:
+            notes += (f"there is one class only, {classes[0]!r}: SOURCE is the folder that holds the class folders",)
         return Plan(self._spec(files, classes), units, len(files), BATCH, notes)
 
     def read(self, unit: Unit) -> Episode:

@@ -117,7 +117,7 @@ def _convert(converter: Converter, plan: Plan, writer: Writer, options: RunOptio
                     raise result.error
                 else:
                     writer.skip(result.unit, result.error.message)
-                    reporter.warn(f"skipped {result.error}")
+                    reporter.warn(f"skipped: {result.error}")
                 advance(1)
 
 
@@ -171,8 +171,8 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
         executor.shutdown()
     except BrokenProcessPool as error:
         raise WorkerError(
-            "a worker process died, perhaps for want of memory; what was confirmed is safe: "
-            "run the same command again to go on, with fewer --jobs"
+            "a worker process died, perhaps for want of memory (then run again with fewer jobs), or because a script "
+            "calls convert outside of `if __name__ == '__main__':`; what was confirmed is safe"
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

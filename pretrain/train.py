@@ -88,7 +88,7 @@ def _objective_config(config: PretrainConfig) -> SupervisedConfig:
 def _loop_config(config: PretrainConfig, images: int) -> LoopConfig:
     vrl3 = config.recipe == "vrl3"
     batch = min(config.batch_size or (256 if vrl3 else 64), images)
-    steps = (config.epochs or (90 if vrl3 else 130)) * (images // batch)
+    steps = (config.epochs or (90 if vrl3 else 180)) * (images // batch)
     common = LoopConfig(steps, batch, config.lr, precision=config.precision, seed=config.seed)
     if not vrl3:
         return common

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import write_dataset
 
 from cards.dataset_card import LICENSES, dataset_card, plain, size_category, write_card
 from cards.html.page import dataset_page, gallery, write_page
@@ -280,6 +282,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
     return datasets
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_datasets_tells_two_datasets_of_one_name_apart(hub: Any, tmp_path: Path) -> None:
+    """Its cache knows the name of the folder and the card, not the shards; also when one is made anew in place."""
+    names = []
+    for place, first in (("one", 0), ("two", 5), ("one", 9)):
+        shutil.rmtree(tmp_path / place, ignore_errors=True)
+        path = write_dataset(tmp_path / place / "set", 2, first=first)
+        with open_dataset(path) as dataset:
+            write_card(dataset)
+        loaded = hub.load_dataset(str(path), cache_dir=str(tmp_path / "cache"))["train"]
+        names.append(loaded[0]["meta.json"]["name"])
+    assert names == ["episode-0", "episode-5", "episode-9"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 import xxhash
-from conftest import ROOT, jpeg, make_demonstrations, make_pictures, run_cli, write_dataset
+from conftest import ROOT, jpeg, make_demonstrations, make_pictures, make_spec, run_cli, write_dataset
 
 import vrl3data
 from converters.base import find
@@ -43,13 +43,15 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
     assert shell.returncode == 0, shell.stderr
     assert blocks(ROOT / "README.md", "")[1].strip() in shell.stdout
     assert (tmp_path / "page.html").stat().st_size > 10_000
-    python = blocks(ROOT / "README.md", "python")
-    assert len(python) == 3
+    python, printed = blocks(ROOT / "README.md", "python"), ""
+    assert len(python) == 4
     for code in python:
         ran = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                              timeout=120, check=False)  # fmt: skip
         assert ran.returncode == 0, ran.stderr
-    assert "000000003.action.npy (7, 28)" in ran.stdout
+        printed += ran.stdout
+    assert "000000003.action.npy (7, 28)" in printed
+    assert "torch.Size([2, 256])" in printed
     assert len(vrl3data.open(tmp_path / "out" / "mine")) > 1
 
 
@@ -127,6 +129,9 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
         (["convert", "adroit", demos, tmp_path / "thesis", "--image-size", 16], 2, "not a vrl3data dataset"),
         (["convert", "adroit", demos, "/proc/nope/out", "--image-size", 16], 2, "cannot write"),
         (["view", "sample:fetch-reach", "--html", tmp_path / "no" / "page.html"], 2, "cannot write"),
+        (["view", "sample:fetch-reach", "--html", tmp_path / "thesis" / "chapter.tex"], 2, "no page of vrl3data"),
+        (["card", "sample:fetch-reach"], 2, "belongs to the package"),
+        (["index", "rebuild", "sample:fetch-reach"], 2, "belongs to the package"),
     ]
     for arguments, code, message in cases:
         result = run_cli(*arguments)
@@ -149,6 +154,53 @@ def test_a_damaged_dataset_is_exit_code_4(tmp_path: Path) -> None:
     result = run_cli("info", path)
     assert result.returncode == 4
     assert "requires 'codec:av1'" in result.stderr
+
+
+def test_what_must_not_be_overwritten_or_rebuilt(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "set", 2)
+    shard = path / "data" / "train-000000.tar"
+    whole = shard.read_bytes()
+    result = run_cli("view", path, "--html", shard)
+    assert (result.returncode, "inside the dataset" in result.stderr) == (2, True)
+    assert shard.read_bytes() == whole
+    for _ in range(2):  # a page of ours may be made again
+        assert run_cli("view", path, "--html", tmp_path / "page.html").returncode == 0
+    other = write_dataset(tmp_path / "other", 2, make_spec(source="else"))
+    shard.write_bytes((other / "data" / "train-000000.tar").read_bytes())
+    index = (path / "index.parquet").read_bytes()
+    result = run_cli("index", "rebuild", path)
+    assert result.returncode == 4
+    shard.unlink()
+    result = run_cli("index", "rebuild", path)
+    assert (result.returncode, "the shard is missing" in result.stderr) == (4, True)
+    assert (path / "index.parquet").read_bytes() == index
+
+
+def test_samples_say_what_they_hold(tmp_path: Path) -> None:
+    with vrl3data.open(write_dataset(tmp_path / "set", 2)) as dataset:
+        item = dataset[1]
+        assert "action" in item
+        assert "actions" not in item
+        assert list(item) == list(item.keys()) == list(dataset.schema.names)
+        assert repr(item).startswith("<sample 'episode-1' of set: obs.image.top, ")
+        with pytest.raises(TypeError, match="expected a whole number below 2, found 'action'"):
+            dataset["action"]
+        with pytest.raises(IndexError, match="sample 2 of 2"):
+            dataset[2]
+
+
+def test_sigterm_is_an_interruption(tmp_path: Path) -> None:
+    source = make_demonstrations(tmp_path / "door.pickle", count=40, length=20)
+    command = [sys.executable, "-m", "vrl3data", "convert", "adroit", str(source), str(tmp_path / "out"),
+               "--image-size", "64", "--jobs", "1", "--json"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.terminate()
+        process.stdout.read()
+        assert "run the same command again to go on" in process.stderr.read()
+    assert process.returncode == 130
 
 
 def test_an_index_that_names_a_foreign_file_is_refused(tmp_path: Path) -> None:

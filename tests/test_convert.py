@@ -157,6 +157,9 @@ def _changed(**change: Any) -> bytes:
         (b"", "not a whole pickle file"),
         (_changed()[:-200], "not a whole pickle file"),
         (b"\x80\x03garbage", "not a whole pickle file"),
+        (b"\x89HDF\r\n", "this is an HDF5 file, not a pickle"),
+        (pickle.dumps([]), "expected a list of episodes, found an empty list"),
+        (_changed(observations=np.zeros((0, 39)), actions=np.zeros((0, 28)), rewards=np.zeros(0)), "has no steps"),
         (pickle.dumps({"a": 1}), "expected a list of episodes, found dict"),
         (pickle.dumps([{"actions": 1}]), r"expected a dict with observations, .*, found \['actions'\].*episode 0"),
         (_changed(rewards=np.zeros(2)), "as many observations as actions and rewards"),
@@ -197,6 +200,23 @@ def test_wrong_task_unknown_camera_and_other_wrong_options(tmp_path: Path) -> No
         vrl3data.convert("adriot", source, tmp_path / "out")
     with pytest.raises(ConfigError, match="pickle files with different names"):
         vrl3data.convert("adroit", [source, source], tmp_path / "out")
+    for options, match in [
+        ({"split": "TRAIN"}, "split: expected lower-case letters"),
+        ({"split": "all"}, "and not 'all'"),
+        ({"camera": ["top", "top"]}, "camera: each can be given once"),
+        ({"shard_size": 10}, "shard_size: expected at least 10000 bytes"),
+        ({"codec": "jpeg"}, "to encode, say jpeg:Q"),
+    ]:
+        with pytest.raises(ConfigError, match=match):
+            vrl3data.convert("adroit", source, tmp_path / "out", {**SMALL, **options})
+    with pytest.raises(SourceError, match="expected a file, found a directory or a device"):
+        vrl3data.convert("adroit", tmp_path, tmp_path / "out")
+    with pytest.raises(SourceError, match="expected a folder of class folders, found a file"):
+        vrl3data.convert("imagenet", source, tmp_path / "out")
+    odd = tmp_path / "bad\udcff.pickle"
+    odd.write_bytes(source.read_bytes())
+    with pytest.raises(SourceError, match="cannot be written as UTF-8; rename it"):
+        vrl3data.convert("adroit", odd, tmp_path / "out")
     with pytest.raises(ConfigError, match="jobs: expected at least 1"):
         vrl3data.convert("adroit", source, tmp_path / "out", jobs=0)
 
@@ -325,7 +345,7 @@ def test_other_imagenet_refusals(tmp_path: Path) -> None:
         vrl3data.convert("imagenet", root, tmp_path / "out", {"fit": "none", "codec": "png"})
     with pytest.raises(ConfigError, match="expected one folder, found 2"):
         vrl3data.convert("imagenet", [root, root], tmp_path / "out")
-    with pytest.raises(ConfigError, match="image_size: expected at least 1"):
+    with pytest.raises(ConfigError, match="image_size: expected 1 to 4096"):
         vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 0})
     with pytest.raises(SourceError, match="decompression bomb"):
         decode(_huge_png())
@@ -337,6 +357,13 @@ def test_no_picture_starts_a_program(tmp_path: Path) -> None:
     (root / "n00000000" / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     with pytest.raises(SourceError, match=r"the file begins with b'%!PS-Adobe"):
         vrl3data.convert("imagenet", root, tmp_path / "out")
+
+
+def test_one_class_is_said_so(tmp_path: Path) -> None:
+    """Whoever gives the folder above the right one gets one class."""
+    make_pictures(tmp_path / "data" / "imagenet")
+    receipt = vrl3data.convert(None, tmp_path / "data", tmp_path / "out")
+    assert "there is one class only, 'imagenet'" in receipt.notes[0]
 
 
 def test_pictures_without_a_class_have_no_label(tmp_path: Path) -> None:
@@ -424,7 +451,7 @@ def test_overwriting_an_unfinished_dataset(tmp_path: Path) -> None:
     source.write_bytes(whole)
     vrl3data.convert("adroit", source, tmp_path / "out", SMALL)
     (tmp_path / "out" / "dataset.json").unlink()
-    with pytest.raises(DestinationError, match="--overwrite to replace it"):
+    with pytest.raises(DestinationError, match=r"or replace it \(convert: --overwrite\)"):
         vrl3data.convert("adroit", source, tmp_path / "out", {"image_size": 24})
     vrl3data.convert("adroit", source, tmp_path / "out", {"image_size": 24}, overwrite=True)
     assert vrl3data.open(tmp_path / "out")[0]["obs.image.top"].shape[1] == 24

@@ -117,6 +117,48 @@ def test_steps_after_the_end_are_refused(tmp_path: Path) -> None:
     assert [item.length for item in vrl3data.open(tmp_path / "set")] == [4, 4]
 
 
+class Odd(Counter):
+    """An environment that does not keep the promises of its spaces at step 2."""
+
+    def __init__(self, **change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        if self.count == 2:
+            reward = self.change.get("reward", reward)
+            observation |= self.change.get("observation", {})
+            for key in self.change.get("drop", ()):
+                del observation[key]
+        return observation, reward, *rest  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"reward": None}, r"expected shape \(\), found None .*step 1, feature reward"),
+        ({"reward": "high"}, "expected float64 of shape.*feature reward"),
+        (
+            {"observation": {"proprio": np.zeros(3)}},
+            r"expected shape \(2,\), found \(3,\) .*step 2, feature obs",
+        ),
+        ({"drop": ["lives"]}, "the observation has no 'lives', which its space promises"),
+    ],
+)
+def test_what_does_not_fit_its_space_is_refused_at_once(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(SchemaError, match=match), Recorder(Odd(**change), tmp_path / "set") as env:
+        play(env, 4)
+    assert not (tmp_path / "set").exists()  # nothing was recorded, so nothing is left
+
+
+def test_values_that_are_not_finite_are_warned_of(tmp_path: Path) -> None:
+    env = Recorder(Odd(observation={"proprio": np.array([np.nan, 0])}), tmp_path / "set")
+    with env, pytest.warns(UserWarning, match="obs.proprio is NaN or infinite at step 2 of episode 000000"):
+        play(env, 4)
+    assert [finding.check for finding in validate(tmp_path / "set").findings] == ["nan"]
+
+
 def test_two_recordings_have_different_ids(tmp_path: Path) -> None:
     ids = set()
     for name in "ab":
@@ -172,8 +214,13 @@ def test_record_refusals(tmp_path: Path) -> None:
         record("fetch-raech", tmp_path / "set")
     with pytest.raises(ConfigError, match="unknown environment 'NoSuchEnv-v0'"):
         record("NoSuchEnv-v0", tmp_path / "set", LiveOptions(policy="random"))
-    with pytest.raises(SchemaError, match="to encode, say jpeg:Q with a quality Q"):
+    with pytest.raises(ConfigError, match="to encode, say jpeg:Q with a quality Q"):
         record("fetch-reach", tmp_path / "jpeg", LiveOptions(episodes=1, steps=2, codec="jpeg"))
+    for wrong in (LiveOptions(noise=-1), LiveOptions(seed=-1), LiveOptions(image_size=10**5)):
+        with pytest.raises(ConfigError, match="expected noise and seed of at least 0 and an image size"):
+            record("fetch-reach", tmp_path / "set", wrong)
+    with pytest.raises(DestinationError, match="belongs to the package"):
+        record("fetch-reach", "sample:fetch-reach", LiveOptions(episodes=1, steps=2))
     with pytest.raises(ConfigError, match="at least one episode"):
         record("fetch-reach", tmp_path / "set", LiveOptions(episodes=0))
     assert not (tmp_path / "set").exists()
@@ -188,6 +235,10 @@ def test_the_record_command_with_a_gymnasium_id(tmp_path: Path) -> None:
     found = manifest.read(tmp_path / "set")
     assert found.name == "cartpole-v1-random"
     assert found.provenance["options"]["policy"] == "random"
+    again = run_cli("record", "CartPole-v1", tmp_path / "set", "--policy", "random", "--episodes", 3)
+    assert (again.returncode, "is already whole" in again.stderr) == (0, True)
+    more = run_cli("record", "CartPole-v1", tmp_path / "set", "--policy", "random", "--episodes", 5)
+    assert (more.returncode, "is finished with 3 episodes, not 5" in more.stderr) == (2, True)
 
 
 def test_the_packaged_sample_is_what_its_command_makes(tmp_path: Path) -> None:

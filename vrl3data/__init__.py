@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vrl3data.dataset import open_dataset as open
     from vrl3data.encoders.encoder import Encoder as Encoder
     from vrl3data.record import Recorder as Recorder
+    from vrl3data.record import RecordOptions as RecordOptions
     from vrl3data.schema import Episode as Episode
     from vrl3data.schema import Feature as Feature
     from vrl3data.schema import Schema as Schema
@@ -32,6 +33,7 @@ _PUBLIC = {
     "Encoder": "vrl3data.encoders.encoder:Encoder",
     "Recorder": "vrl3data.record:Recorder",
     "convert": "vrl3data.app:convert",
+    "RecordOptions": "vrl3data.record:RecordOptions",
     "validate": "vrl3data.validation:validate",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "Encoder",
     "Episode",
     "Feature",
+    "RecordOptions",
     "Recorder",
     "Schema",
     "Writer",

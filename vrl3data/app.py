@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrl3data.errors import ConfigError, did_you_mean
+from vrl3data.errors import ConfigError, DestinationError, did_you_mean
 from vrl3data.report import Reporter, Silent
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def convert(
 def write_card(path: Path | str) -> Path:
     """(Re)write README.md, the card, of a dataset."""
     from cards.dataset_card import write_card as write
-    from vrl3data.dataset import open_dataset
+    from vrl3data.dataset import locate_dataset, open_dataset
 
-    with open_dataset(path) as dataset:
+    with open_dataset(locate_dataset(path, to_write=True)) as dataset:
         return write(dataset)
 
 
@@ -79,12 +79,20 @@ def record(
 
     Episode i depends on the seed and i alone, so an interrupted recording goes on to the same bytes.
     """
+    from converters.base import check_shared
     from vrl3data import manifest
-    from vrl3data.record import Recorder, RecordOptions
+    from vrl3data.manifest import SHARD_SIZE
+    from vrl3data.record import AlreadyRecorded, Recorder, RecordOptions
 
     options, reporter = options or LiveOptions(), reporter or Silent()
     if options.episodes < 1 or options.steps < 1:
         raise ConfigError(f"expected at least one episode and one step, found {options.episodes} and {options.steps}")
+    if options.noise < 0 or options.seed < 0 or not 16 <= options.image_size <= 1024:
+        raise ConfigError(
+            f"expected noise and seed of at least 0 and an image size of 16 to 1024, found {options.noise}, "
+            f"{options.seed} and {options.image_size}"
+        )
+    check_shared(options.split, SHARD_SIZE)
     env, act = _environment(env_name, options)
     facts = asdict(options) | {"policy": options.policy if act else "random"}
     record_options = RecordOptions(
@@ -98,11 +106,19 @@ def record(
         options={key: facts[key] for key in ("steps", "seed", "policy", "noise", "image_size")},
         renderer=env.renderer if hasattr(env, "renderer") else "",
     )
-    with Recorder(env, dest, record_options, reporter) as recorder:
-        _play(recorder, act, options, reporter)
+    try:
+        with Recorder(env, dest, record_options, reporter) as recorder:
+            _play(recorder, act, options, reporter)
+    except AlreadyRecorded:
+        env.close()
+        reporter.note(f"{dest} is already whole")
     write_card(dest)
     found = manifest.read(Path(dest))
     assert found is not None
+    if found.samples != options.episodes:
+        raise DestinationError(
+            f"{dest} is finished with {found.samples} episodes, not {options.episodes}; choose another"
+        )
     return found
 
 
@@ -133,7 +149,10 @@ def _environment(name: str, options: LiveOptions) -> tuple[Any, Any]:
     from vrl3data.envs import DEMONSTRATORS, ENVS
 
     if options.policy == "scripted" and name not in DEMONSTRATORS:
-        raise ConfigError(f"there is no scripted demonstrator for {name!r}{did_you_mean(name, DEMONSTRATORS)}")
+        raise ConfigError(
+            f"there is no scripted demonstrator for {name!r}{did_you_mean(name, DEMONSTRATORS)}; "
+            "--policy random works for any environment"
+        )
     act = _load(DEMONSTRATORS[name])(noise=options.noise) if options.policy == "scripted" else None
     if name in ENVS:
         return _load(ENVS[name])(image_size=options.image_size, max_steps=options.steps), act

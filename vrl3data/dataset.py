@@ -38,6 +38,19 @@ class StoredSample:
         self.dataset, self.position = dataset, position
         self._meta: dict[str, Any] | None = None
 
+    def __iter__(self) -> Iterator[str]:
+        """Names of the features."""
+        return iter(self.dataset.schema.names)
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self.dataset.schema
+
+    def keys(self) -> tuple[str, ...]:
+        return self.dataset.schema.names
+
+    def __repr__(self) -> str:
+        return f"<sample {self.name!r} of {self.dataset.path.name}: {', '.join(self.keys())}>"
+
     @property
     def meta(self) -> dict[str, Any]:
         """The commit record (FORMAT.md 6)."""
@@ -153,6 +166,8 @@ class Dataset:
 
     def __getitem__(self, position: int) -> StoredSample:
         size = len(self)
+        if not isinstance(position, (int, np.integer)):
+            raise TypeError(f"expected a whole number below {size}, found {position!r}; split(name) finds positions")
         if not -size <= position < size:
             raise IndexError(f"sample {position} of {size}")
         return StoredSample(self, position % size)
@@ -250,10 +265,12 @@ def open_dataset(path: Path | str, verify: Verify = "first-touch") -> Dataset:
         return Dataset(directory, found, table, verify=verify)
 
 
-def locate_dataset(path: Path | str) -> Path:
+def locate_dataset(path: Path | str, to_write: bool = False) -> Path:
     """The directory of a dataset; ConfigError that says what is there instead."""
     text = str(path)
     if text.startswith(PACKAGED):
+        if to_write:
+            raise ConfigError(f"{text} belongs to the package and is not written to; copy it first")
         name = text.removeprefix(PACKAGED)
         home = Path(str(files("vrl3data").joinpath("packaged")))
         known = sorted(item.name for item in home.iterdir()) if home.is_dir() else []

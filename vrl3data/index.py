@@ -118,7 +118,11 @@ def read(directory: Path, found: Manifest) -> IndexFile | None:
 def shard_files(directory: Path) -> list[Path]:
     """All shards, finished or not, in order of split and number. Other files are nobody's business."""
     data = directory / "data"
-    found = [path for path in data.iterdir() if shard.FILE_NAME.fullmatch(path.name)] if data.is_dir() else []
+    found = (
+        [path for path in data.iterdir() if shard.FILE_NAME.fullmatch(path.name) and not path.is_dir()]
+        if data.is_dir()
+        else []
+    )
     return sorted(found, key=lambda path: path.name)
 
 

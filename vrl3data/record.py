@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from vrl3data import __version__, codecs, index, manifest, scan
-from vrl3data.errors import ConfigError, DestinationError, locate
+from vrl3data.errors import ConfigError, DestinationError, SchemaError, locate
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
 from vrl3data.report import Reporter
 from vrl3data.schema import PREVIEW, Array, Episode, Feature, Schema
@@ -42,6 +43,10 @@ class RecordOptions:
     shard_size: int = SHARD_SIZE
 
 
+class AlreadyRecorded(DestinationError):
+    """The directory holds this very recording, finished."""
+
+
 class Recorder(gymnasium.Wrapper):
     """`with Recorder(env, path) as env:` and use `env` as before.
 
@@ -60,13 +65,14 @@ class Recorder(gymnasium.Wrapper):
         self.options, self.path = options or RecordOptions(), Path(path)
         self._dt_ns = _step_ns(env)
         self._success = -1
+        self._warned: set[str] = set()
         self._sim = getattr(env.unwrapped, "sim_state", None)
         self._names = _observation_names(env.observation_space)
         self._writer = Writer(self.path, self._spec(), reporter)
         if self._writer.complete:
             self._writer.close()
             with locate(path=self.path):
-                raise DestinationError("the recording is already finished; choose another directory")
+                raise AlreadyRecorded("the recording is already finished; choose another directory")
         self.episodes = len(self._writer.present)
         self._start(None, None)
 
@@ -83,10 +89,8 @@ class Recorder(gymnasium.Wrapper):
                 "Recorder, not into it"
             )
         observation, reward, terminated, truncated, info = self.env.step(action)
-        space = self.env.action_space
-        given = np.asarray(action, dtype=np.int64 if isinstance(space, gymnasium.spaces.Discrete) else space.dtype)
-        self._rows["action"].append(given.reshape(space.shape or ()))
-        self._rows["reward"].append(np.float64(reward))
+        self._row("action", action)
+        self._row("reward", reward)
         self._observe(observation)
         self._success = int(bool(info["is_success"])) if "is_success" in info else self._success
         self._success = int(bool(info["success"])) if "success" in info else self._success
@@ -123,9 +127,26 @@ class Recorder(gymnasium.Wrapper):
 
     def _observe(self, observation: Any) -> None:
         for key, name in self._names.items():
-            self._rows[name].append(np.array(observation[key] if key else observation))
+            if key and key not in observation:
+                raise SchemaError(f"the observation has no {key!r}, which its space promises")
+            self._row(name, observation[key] if key else observation)
         for name, value in (self._sim() if self._sim else {}).items():
-            self._rows[name].append(np.array(value, dtype=np.float64))
+            self._row(name, value)
+
+    def _row(self, name: str, value: Any) -> None:
+        """Keep one row; SchemaError, with feature and step, if it is not of the shape that the space promises."""
+        feature, rows = self._writer.spec.schema[name], self._rows[name]
+        with locate(feature=name, step=len(rows), episode=f"{self.episodes:06d}"):
+            try:
+                array = np.array(value, dtype=feature.dtype)
+            except (TypeError, ValueError) as error:
+                raise SchemaError(f"expected {feature.dtype} of shape {feature.shape}: {error}") from error
+            if value is None or array.shape != feature.shape:
+                raise SchemaError(f"expected shape {feature.shape}, found {None if value is None else array.shape}")
+        if array.dtype.kind == "f" and name not in self._warned and not np.isfinite(array).all():
+            self._warned.add(name)
+            warnings.warn(f"{name} is NaN or infinite at step {len(rows)} of episode {self.episodes:06d}", stacklevel=4)
+        rows.append(array)
 
     def _cut_short(self) -> None:
         if self._running and self._rows["reward"]:

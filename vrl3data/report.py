@@ -70,7 +70,7 @@ class Console(Silent):
         else:
             lines = _Lines(label, total, unit, self.stream)
             yield lines.advance
-            lines.show()
+            lines.last()
 
 
 @contextmanager
@@ -107,8 +107,12 @@ class _Lines:
         if time.monotonic() - self.shown >= PLAIN_SECONDS:
             self.show()
 
+    def last(self) -> None:
+        if self.count != self.printed:
+            self.show()
+
     def show(self) -> None:
-        self.shown = time.monotonic()
+        self.shown, self.printed = time.monotonic(), self.count
         rate = self.count / max(self.shown - self.started, 1e-3)
         of = "" if self.total is None else f"/{self.total}"
         known = self.total is not None and self.count > 0

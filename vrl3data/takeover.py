@@ -39,7 +39,7 @@ def compare(path: Path, spec: DatasetSpec, provenance: Mapping[str, Any], schema
         with locate(path=path):
             raise DestinationError(
                 f"the directory holds another dataset: {'; '.join(differing[:3])}; "
-                "choose another directory, or --overwrite to replace it"
+                "choose another directory, or replace it (convert: --overwrite)"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import filelock
 
 from vrl3data import index, manifest, scan, shard, stats, storage, takeover
-from vrl3data.dataset import Dataset
+from vrl3data.dataset import PACKAGED, Dataset
 from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
 from vrl3data.report import Reporter, Silent
@@ -73,6 +73,8 @@ class Writer:
         self._failed = False
         self._sources: dict[str, str] = {}
         self._index = index.IndexBuilder(spec.schema)
+        if str(path).startswith(PACKAGED):
+            raise DestinationError(f"{path} belongs to the package; choose a directory")
         with storage.writing(self.path):
             takeover.check_target(self.path)
             (self.path / "data").mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,8 @@ class Writer:
         try:
             self._take_over()
         except BaseException:
-            self._lock.release()
+            self._close_files()
+            self._unlock()
             raise
 
     @property
@@ -195,9 +198,17 @@ class Writer:
         """Let go of the directory; unfinished shards stay as they are, readable and resumable."""
         self._close_files()
         shutil.rmtree(self.spool, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """Leave nothing behind where nothing was written."""
         if self._lock.is_locked:
             (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
+        if not self.present:
+            with suppress(OSError):  # not empty: then it stays
+                (self.path / "data").rmdir()
+                self.path.rmdir()
 
     def _close_files(self) -> None:
         for split in self.splits.values():

@@ -19,9 +19,11 @@ from cards import dataset_card as facts
 from cards.html.plot import Plot, line_plot
 from vrl3data import storage
 from vrl3data.dataset import Dataset, StoredSample
+from vrl3data.errors import DestinationError, locate
 from vrl3data.schema import Array
 from vrl3data.stats import MAX_FRAMES
 
+MARK = b'<meta name="generator" content="vrl3data">'
 PLOTTED = ("action", "reward")
 GALLERY = 100
 """Pictures of kind `images`, spread over classes."""
@@ -80,7 +82,12 @@ def dataset_page(dataset: Dataset, limit: int = 50) -> str:
 
 
 def write_page(dataset: Dataset, path: Path, limit: int = 50) -> Path:
-    """Write the page to `path`, whole or not at all."""
+    """Write the page to `path`, whole or not at all. DestinationError rather than replace what is no page of ours."""
+    with locate(path=path):
+        if dataset.path.resolve() in path.resolve().parents:
+            raise DestinationError("the page would lie inside the dataset; choose another place")
+        if path.is_file() and MARK not in path.read_bytes()[:1000]:
+            raise DestinationError("a file is there that is no page of vrl3data; choose another name")
     text = dataset_page(dataset, limit)
     with storage.writing(path):
         storage.replace_file(path, text.encode("utf-8"))

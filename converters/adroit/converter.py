@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.adroit import pickles
 from converters.adroit.pickles import Demonstration
-from converters.base import Plan, Unit, check_exists, file_sha256, read_bytes, source_identity
+from converters.base import Plan, Unit, check_file, check_shared, file_sha256, read_bytes, source_identity
 from vrl3data import codecs
 from vrl3data.envs import adroit, gl
 from vrl3data.errors import ConfigError, SourceError, locate
@@ -58,6 +58,9 @@ class AdroitConverter:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"adroit: expected pickle files with different names, found {names}")
+        check_shared(options.split, options.shard_size)
+        if len(set(options.camera)) != len(options.camera):
+            raise ConfigError(f"camera: each can be given once, found {', '.join(options.camera)}")
         if not 16 <= options.image_size <= 1024:
             raise ConfigError(f"image_size: expected 16 to 1024, found {options.image_size}")
         self.task = ""
@@ -75,7 +78,7 @@ class AdroitConverter:
     def plan(self) -> Plan:
         units, sizes, origins, licenses = [], [], set(), set()
         for source in self.sources:
-            check_exists(source)
+            check_file(source)
             with locate(path=source.name):
                 episodes = _load(source)
                 self._set_task(_first_whole(episodes))

@@ -18,6 +18,7 @@ from vrl3data.schema import Array
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
            ImportError, MemoryError, OverflowError, RecursionError, struct.error)  # fmt: skip
 NEEDED = ("observations", "actions", "rewards", "init_state_dict")
+FOREIGN = {b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file (or one of torch)"}
 KEPT_VALUES = 64
 """Other entries up to this size are kept in the episode's metadata."""
 
@@ -60,17 +61,22 @@ class _Restricted(pickle.Unpickler):
 
 def load(data: bytes) -> list[Any]:
     """The list in a pickle. SourceError if it is broken, asks for foreign code, or is no list of episodes."""
+    for magic, kind in FOREIGN.items():
+        if data.startswith(magic):
+            raise SourceError(f"this is {kind}, not a pickle of demonstrations")
     try:
         content = _Restricted(io.BytesIO(data), encoding="latin1").load()
     except _BROKEN as error:
-        raise SourceError(f"not a whole pickle file: {error or type(error).__name__}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(f"not a whole pickle file: {reason}") from error
     if not isinstance(content, list) or not content:
-        raise SourceError(f"expected a list of episodes, found {type(content).__name__}")
+        found: str = "an empty list" if isinstance(content, list) else type(content).__name__
+        raise SourceError(f"expected a list of episodes, found {found}")
     for number, episode in enumerate(content):
         if not isinstance(episode, dict) or not set(NEEDED) <= set(episode):
-            found = sorted(map(str, episode)) if isinstance(episode, dict) else type(episode).__name__
+            entries = sorted(map(str, episode)) if isinstance(episode, dict) else type(episode).__name__
             with locate(episode=str(number)):
-                raise SourceError(f"expected a dict with {', '.join(NEEDED)}, found {found}")
+                raise SourceError(f"expected a dict with {', '.join(NEEDED)}, found {entries}")
     return content
 
 
@@ -83,7 +89,9 @@ def demonstration(episode: Mapping[str, Any]) -> Demonstration:
     if reward_T.ndim != 1:
         raise SourceError(f"rewards: expected one number per step, found an array of shape {reward_T.shape}")
     lengths = {"observations": len(obs_TD), "actions": len(action_TA), "rewards": len(reward_T)}
-    if len(set(lengths.values())) > 1 or not len(obs_TD):
+    if not len(obs_TD):
+        raise SourceError("the episode has no steps")
+    if len(set(lengths.values())) > 1:
         raise SourceError(f"expected as many observations as actions and rewards, found {lengths}")
     state = episode["init_state_dict"]
     if not isinstance(state, dict):

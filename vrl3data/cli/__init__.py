@@ -27,7 +27,7 @@ COMMANDS = {
 EXIT_INTERNAL = 70
 EPILOG = (
     "Exit codes: 0 done, 1 findings, 2 wrong use, 3 broken source, 4 damaged dataset, 5 done with skips, "
-    "70 our own mistake, 130 interrupted."
+    "70 our own mistake, 130 interrupted (Ctrl-C or SIGTERM)."
 )
 
 
@@ -66,8 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code (README.md)."""
+    import signal
+    import threading
+
     from vrl3data.guard import check_neighbours
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a person's Ctrl-C
     try:
         check_neighbours()
         code = cli.main(arguments, prog_name="vrl3data", standalone_mode=False)

@@ -53,6 +53,11 @@ def human_bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def counted(number: int, word: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def explicit(ctx: click.Context, names: set[str]) -> dict[str, Any]:
     """The options among `names` that were given on the command line."""
     given = click.core.ParameterSource.COMMANDLINE

@@ -69,15 +69,16 @@ def shared_options(command: Command) -> Command:
         click.argument("paths", nargs=-1, required=True, metavar="SOURCE... DEST", type=click.Path(path_type=Path)),
         click.option("--jobs", "-j", type=int, default=cores, show_default="all cores", help="Worker processes."),
         click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="What a broken source does; skipped ones are listed, and the exit code is 5."),
+                     help="What a broken episode or picture does; skipped ones are listed, and the exit code is 5."),
         click.option("--overwrite", is_flag=True, help="Replace a finished dataset in DEST once the new one is whole."),
         click.option("--codec", help="raw, png, or jpeg:Q with a quality Q.", show_default="of the kind"),
         click.option("--split", help="Name of the split.", show_default="train"),
         click.option("--name", help="Name of the dataset.", show_default="from kind and source"),
         click.option("--license", help="Licence of the data, as its source states it.", show_default="unknown"),
         click.option("--shard-size", type=Size(), help="Largest size of a shard.", show_default="256MiB"),
-        click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these options."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one of them."),
+        click.option("--config", type=click.Path(path_type=Path), help="TOML file with options of the dataset."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     help="Set one; options by name go before."),
         json_option,
         quiet_option,
     ]  # fmt: skip
@@ -161,10 +162,16 @@ def receipt_text(receipt: Any) -> str:
     """What was made, what was not and why, and what to do next."""
     found = receipt.manifest
     shards = sum(len(split.shards) for split in found.splits.values())
-    state = "was already whole" if receipt.already_complete else f"written in {receipt.seconds:.1f} s"
+    state = (
+        "was already whole (vrl3data validate checks it)"
+        if receipt.already_complete
+        else f"written in {receipt.seconds:.1f} s"
+    )
     lines = [("dataset", f"{receipt.path} ({found.name}), {state}"), (found.schema.kind, f"{found.samples:,}")]
     if found.schema.kind == "episodes":
         lines.append(("steps", f"{found.steps:,}"))
+    else:
+        lines.append(("classes", f"{len(found.schema['cls'].names):,}"))
     lines += [
         ("bytes", f"{human_bytes(found.bytes)} in {shards} shard{'s' if shards > 1 else ''}"),
         ("features", ", ".join(found.schema.names)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vrl3data.cli.common import console, human_bytes, json_option, print_json, quiet_option, rows
+from vrl3data.cli.common import console, counted, human_bytes, json_option, print_json, quiet_option, rows
 from vrl3data.errors import EXIT_FINDINGS
 
 PATH = click.argument("path")
@@ -69,8 +69,9 @@ def validate(path: str, as_json: bool, quiet: bool) -> int:
         if len(report.findings) > SHOWN_FINDINGS:
             click.echo(f"... and {len(report.findings) - SHOWN_FINDINGS} more; --json lists all")
         state = "" if report.complete else ", still being written"
-        verdict = "sound" if report.ok else f"{len(report.findings)} findings"
-        click.echo(f"{path}: {verdict} ({report.samples:,} samples in {report.shards} shards{state})")
+        verdict = "sound" if report.ok else counted(len(report.findings), "finding")
+        found = f"{counted(report.samples, 'sample')} in {counted(report.shards, 'shard')}"
+        click.echo(f"{path}: {verdict} ({found}{state})")
     return 0 if report.ok else EXIT_FINDINGS
 
 
@@ -115,11 +116,17 @@ def rebuild(path: str) -> None:
 
     from vrl3data import index as indexes
     from vrl3data import manifest, storage
-    from vrl3data.dataset import from_shards, locate_dataset
+    from vrl3data.dataset import check_shards, from_shards, locate_dataset
+    from vrl3data.errors import DamagedError, locate
 
-    directory = locate_dataset(path)
+    directory = locate_dataset(path, to_write=True)
     known = manifest.read(directory)
-    _, table = from_shards(directory, None if known is None else set(known.shard_sizes()))
+    if known is not None:
+        check_shards(directory, known)
+    found, table = from_shards(directory, None if known is None else set(known.shard_sizes()))
+    if known is not None and (known.dataset_id, known.samples) != (found.dataset_id, len(table)):
+        with locate(path=directory):
+            raise DamagedError("the shards are not those of dataset.json: another dataset or number of samples")
     with storage.writing(directory):
         facts = indexes.write(directory, table)
         if known is not None:

@@ -26,7 +26,7 @@ def pretrain_encoder() -> None:
 @click.option("--encoder", default="resnet6_32channel", show_default=True, help="Architecture.")
 @click.option("--recipe", type=click.Choice(["fast", "vrl3"]), default="fast", show_default=True,
               help="fast: for minutes on two cores. vrl3: the released code's.")  # fmt: skip
-@click.option("--epochs", type=int, default=0, show_default="130 (fast), 90 (vrl3)")
+@click.option("--epochs", type=int, default=0, show_default="180 (fast), 90 (vrl3)")
 @click.option("--batch-size", type=int, default=0, show_default="64 (fast), 256 (vrl3)")
 @click.option("--image-size", type=int, default=84, show_default=True)
 @click.option("--lr", type=float, default=0.1, show_default=True)

@@ -60,8 +60,8 @@ def demo(dest: Path, quiet: bool) -> None:
 
     reporter, started = console(quiet=quiet), time.monotonic()
     target = dest / "fetch-reach"
-    reporter.note(f"recording {DEMO_EPISODES} fetch-reach demonstrations into {target}")
     if not (target / "dataset.json").exists():
+        reporter.note(f"recording {DEMO_EPISODES} fetch-reach demonstrations into {target}")
         app.record("fetch-reach", target, app.LiveOptions(episodes=DEMO_EPISODES, license="apache-2.0"), reporter)
     report = validate(target, reporter)
     if not report.ok:

@@ -24,6 +24,8 @@ class JpegCodec:
         if not feature.is_image:
             raise ConfigError(f"codec {codec!r} needs uint8 images of 1 or 3 channels, not feature {feature.name}")
         if codec == "jpeg":
+            if feature.rows != "episode":
+                raise ConfigError("codec 'jpeg' holds JPEG files as they came; to encode, say jpeg:Q with a quality Q")
             return replace(feature, codec=codec, lossless=False, encoder="copied from the source")
         quality = codec.partition(":")[2]
         if not quality.isdigit() or not 1 <= int(quality) <= 100:

@@ -211,7 +211,7 @@ class AdroitScene:
             raise SourceError(f"{self.task_name}: the initial state has no {name!r}{hint}")
         value = np.asarray(init_state[name], dtype=np.float64)
         if value.shape != (size,) or not np.isfinite(value).all():
-            raise SourceError(f"{self.task_name}: expected {size} finite numbers in {name!r}, got {value}")
+            raise SourceError(f"{self.task_name}: expected {size} finite numbers in {name!r}, got shape {value.shape}")
         return value
 
     def reconstruct(self, obs_TD: Array) -> States:
