@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pretrain import checkpoint
+from vrl3data import storage
 from vrl3data.errors import ConfigError, Vrl3dataError
 from vrl3data.report import Reporter, Silent
 
@@ -81,7 +82,8 @@ class Trainer:
         self.optimizer = _optimizer(self.model, config)
         self.average = _average(self.model, config.ema)
         self.step = 0
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with storage.writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         self._resume()
 
     def run(self) -> dict[str, float]:
@@ -178,7 +180,10 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         if values:
-            with (self.directory / METRICS).open("a") as file:
+            with (
+                storage.writing(self.directory, "the checkpoint is safe"),
+                (self.directory / METRICS).open("a") as file,
+            ):
                 file.write(json.dumps({"step": self.step, **values}) + "\n")
 
 

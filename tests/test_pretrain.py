@@ -21,7 +21,7 @@ from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.supervised import VRL3_CONFIG, Supervised, SupervisedConfig
 from pretrain.train import PretrainConfig, pretrain_supervised
 from vrl3data.encoders.encoder import Encoder, EncoderSpec
-from vrl3data.errors import ConfigError, DamagedError
+from vrl3data.errors import ConfigError, DamagedError, DestinationError
 from vrl3data.images import ImageTable, load_images
 
 SIZE = 24
@@ -264,6 +264,8 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         pretrain_supervised(tmp_path / "two-set", tmp_path / "enc", PretrainConfig(encoder="resnet7"))
     with pytest.raises(ConfigError, match="a batch of 1 to 96, found 40 and 97"):
         Trainer(objective(), replace(FAST, batch_size=97), tmp_path / "run")
+    with pytest.raises(DestinationError, match="cannot write"):
+        pretrain_supervised(tmp_path / "two-set", "/proc/no/such/place")
     assert set(OBJECTIVES) == {"supervised"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,16 @@ import pyarrow as pa
 import xxhash
 
 from vrl3data import index, manifest, sample, scan, shard
+from vrl3data.derive import from_shards
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.index import IndexFile
-from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
+from vrl3data.manifest import Manifest
 from vrl3data.schema import PREVIEW, Array, Episode, Schema
 
 Verify = Literal["first-touch", "always", "off"]
 PACKAGED = "sample:"
 MAX_MAPPED = 128
 """Shards mapped at a time; each takes a file descriptor."""
-LISTINGS = 100
-"""How often a directory is listed anew when a shard is renamed while it is read."""
 
 
 class StoredSample:
@@ -296,74 +295,6 @@ def check_shards(directory: Path, found: Manifest) -> None:
             state = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
             with locate(shard=name):
                 raise DamagedError(f"the shard {state}, the manifest promises {size} bytes")
-
-
-def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[Manifest, pa.Table]:
-    """What the shards alone tell: the manifest and index of a dataset without, or with stale, caches.
-
-    `only` names the shards that count; a writer may rename one meanwhile, so the directory is listed again then.
-    """
-    for _ in range(LISTINGS - 1):
-        try:
-            return _from_shards(directory, only)
-        except FileNotFoundError:
-            continue
-    return _from_shards(directory, only)
-
-
-def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifest, pa.Table]:
-    builder: index.IndexBuilder | None = None
-    found: Manifest | None = None
-    shards: dict[str, list[ShardInfo]] = {}
-    for path in index.shard_files(directory):
-        if only is not None and path.name not in only:
-            continue
-        walked = scan.scan(path)
-        if not walked.head:
-            continue
-        here = Manifest.from_head(walked.head)
-        if found is None or builder is None:
-            found, builder = here, index.IndexBuilder(here.schema)
-        with locate(shard=path.name):
-            _check_order(found, here, walked, shards.setdefault(walked.head["split"], []))
-        for entry in walked.entries:
-            builder.add(path.name, entry)
-        info = ShardInfo(path.name, len(walked.entries), path.stat().st_size, "")
-        shards[walked.head["split"]].append(info)
-    if found is None or builder is None:
-        raise ConfigError("the dataset is being written and holds no sample yet")
-    return _derived(found, shards, builder.table())
-
-
-def _check_order(found: Manifest, here: Manifest, walked: scan.Scan, before: list[ShardInfo]) -> None:
-    if here.dataset_id != found.dataset_id:
-        raise DamagedError(f"the shard belongs to dataset {here.dataset_id}, the others to {found.dataset_id}")
-    first = sum(info.samples for info in before)
-    if walked.head["shard"] != len(before) or (walked.entries and walked.entries[0].key != first):
-        raise DamagedError(f"expected shard {len(before)} from sample {first} on; a shard is missing or swapped")
-
-
-def _derived(found: Manifest, shards: dict[str, list[ShardInfo]], table: pa.Table) -> tuple[Manifest, pa.Table]:
-    steps: dict[str, int] = {}
-    if found.schema.kind == "episodes":
-        for split, length in zip(table["split"].to_pylist(), table["length"].to_pylist(), strict=True):
-            steps[split] = steps.get(split, 0) + length
-    splits = {
-        name: SplitInfo(sum(info.samples for info in infos), steps.get(name, 0), tuple(infos))
-        for name, infos in sorted(shards.items())
-    }
-    derived = Manifest(
-        found.schema,
-        found.dataset_id,
-        found.provenance,
-        splits=splits,
-        name=found.name,
-        license=found.license,
-        description=found.description,
-        fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
-        complete=False,
-    )
-    return derived, table
 
 
 def _map(directory: Path, shard_name: str) -> mmap.mmap:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import xxhash
 
 from vrl3data import index, manifest, sample, scan, shard, stats
-from vrl3data.dataset import from_shards, locate_dataset
+from vrl3data.dataset import locate_dataset
+from vrl3data.derive import from_shards
 from vrl3data.errors import DamagedError, Source, Vrl3dataError, locate
 from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent

@@ -116,7 +116,8 @@ def rebuild(path: str) -> None:
 
     from vrl3data import index as indexes
     from vrl3data import manifest, storage
-    from vrl3data.dataset import check_shards, from_shards, locate_dataset
+    from vrl3data.dataset import check_shards, locate_dataset
+    from vrl3data.derive import from_shards
     from vrl3data.errors import DamagedError, locate
 
     directory = locate_dataset(path, to_write=True)
