@@ -210,7 +210,8 @@ def test_wrong_task_unknown_camera_and_other_wrong_options(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=match):
             vrl3data.convert("adroit", source, tmp_path / "out", {**SMALL, **options})
     with pytest.raises(SourceError, match="expected a file, found a directory or a device"):
-        vrl3data.convert("adroit", tmp_path, tmp_path / "out")
+        (tmp_path / "folder").mkdir()
+        vrl3data.convert("adroit", tmp_path / "folder", tmp_path / "out")
     with pytest.raises(SourceError, match="expected a folder of class folders, found a file"):
         vrl3data.convert("imagenet", source, tmp_path / "out")
     odd = tmp_path / "bad\udcff.pickle"
@@ -343,6 +344,8 @@ def test_other_imagenet_refusals(tmp_path: Path) -> None:
     assert vrl3data.convert("imagenet", root, tmp_path / "shorter").manifest.samples == 7
     with pytest.raises(ConfigError, match="fit 'none' does not go with codec 'png'"):
         vrl3data.convert("imagenet", root, tmp_path / "out", {"fit": "none", "codec": "png"})
+    with pytest.raises(ConfigError, match="would lie inside the source"):
+        vrl3data.convert("imagenet", root, root / "out")
     with pytest.raises(ConfigError, match="expected one folder, found 2"):
         vrl3data.convert("imagenet", [root, root], tmp_path / "out")
     with pytest.raises(ConfigError, match="image_size: expected 1 to 4096"):

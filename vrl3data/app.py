@@ -39,6 +39,9 @@ def convert(
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
     if not paths:
         raise ConfigError("expected at least one source")
+    for source in paths:
+        if source.is_dir() and Path(dest).resolve().is_relative_to(source.resolve()):
+            raise ConfigError(f"the target {dest} would lie inside the source {source}; choose another directory")
     converter = find(kind or recognise(paths[0]))
     built: Any = config.build(converter.Options, options or {})
     run_options = RunOptions(jobs, on_error, overwrite)
