@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-import yaml
 from markupsafe import Markup
 
+from cards.text import Row, license_fields, plain, render, word
 from vrl3data import storage
 from vrl3data.dataset import Dataset
 from vrl3data.manifest import Manifest, SplitInfo
@@ -22,33 +18,20 @@ from vrl3data.sample import feature_members
 from vrl3data.schema import Feature, Schema
 from vrl3data.stats import MAX_FRAMES, MAX_WIDTH
 
-Row = tuple[str, ...]
-
 CARD = "README.md"
 SHOWN_ENTRIES, SHOWN_SKIPS, SHOWN_WORDS = 4, 100, 10
 """Of a vector in the statistics, of skipped sources, of origins and tasks."""
-LICENSES = re.compile(
-    r"unknown|mit|isc|zlib|pddl|odbl|odc-by|unlicense|apache-2\.0|bsd|bsd-[23]-clause|mpl-2\.0|gpl-[23]\.0|agpl-3\.0|"
-    r"lgpl-(2\.1|3\.0)|cc0-1\.0|cc-by(-nc)?(-sa)?-[34]\.0|cc-by(-nc)?-nd-4\.0|cdla-permissive-[12]\.0"
-)
-"""What the hub takes as `license`; it wants anything else as `other` with a `license_name`."""
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~$#])")
-_CODE = re.compile(r"[\w.:+/-]+", re.ASCII)
 _ARROW = {"string": "string", "int64": "int64", "double": "float64"}
 YES_NO = {1: "yes", 0: "no", -1: "not stated", "": "not stated"}
 
 
 def dataset_card(dataset: Dataset) -> str:
     """The card as Markdown. Reads manifest and index only, so it takes the same time for any number of frames."""
-    environment = jinja2.Environment(
-        finalize=_escaped, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files("cards").joinpath("dataset_card.md").read_text(encoding="utf-8"))
     found = dataset.manifest
-    return template.render(
-        front=Markup(front_matter(dataset)),
-        code=_code,
+    return render(
+        "dataset_card.md",
+        front_matter(dataset),
         manifest=found,
         title=title(found),
         summary=summary(dataset),
@@ -72,42 +55,14 @@ def write_card(dataset: Dataset) -> Path:
     return path
 
 
-# -- text from outside -----------------------------------------------------------------------------------------
-
-
-def plain(text: object) -> str:
-    """`text` on one line, without control characters: YAML allows few of them, and they hide what is shown."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
-
-
-def _escaped(value: object) -> str:
-    """Every expression in the template goes through here: text cannot become Markdown, HTML or table cells."""
-    if isinstance(value, Markup):
-        return str(value)
-    return _MARKDOWN.sub(r"\\\1", html.escape(plain(value), quote=False))
-
-
-def _code(text: object) -> Markup:
-    """As a code span if that is safe: nothing can be escaped inside of one."""
-    return Markup(f"`{text}`") if _CODE.fullmatch(str(text)) else Markup(_escaped(text))
-
-
-def _word(text: str) -> Markup:
-    """For the examples: code takes no escapes."""
-    return Markup(re.sub(r"[^\w.-]", "_", text, flags=re.ASCII))
-
-
 # -- front matter for the hub and for `datasets` ---------------------------------------------------------------
 
 
-def front_matter(dataset: Dataset) -> str:
+def front_matter(dataset: Dataset) -> dict[str, Any]:
     """The YAML between the two `---`."""
     found, episodes = dataset.manifest, dataset.schema.kind == "episodes"
-    license_id = re.sub(r"[^a-z0-9.]+", "-", plain(found.license).lower()).strip("-") or "unknown"
-    more: dict[str, Any] = {} if LICENSES.fullmatch(license_id) else {"license_name": license_id}
-    data = {
-        "license": "other" if more else license_id,
-        **more,
+    return {
+        **license_fields(found.license),
         "pretty_name": title(found),
         "task_categories": ["robotics", "reinforcement-learning"] if episodes else ["image-classification"],
         "tags": ["vrl3data", *(["offline-rl", "imitation-learning"] if episodes else ["pretraining"])],
@@ -115,7 +70,6 @@ def front_matter(dataset: Dataset) -> str:
         **_configs(found),
         "dataset_info": {"features": hub_features(dataset)},
     }
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=False).strip()
 
 
 def _configs(found: Manifest) -> dict[str, Any]:
@@ -349,8 +303,8 @@ def _snippet_names(dataset: Dataset) -> dict[str, Any]:
         "feature": Markup(name),
         "dtype": Markup(schema[name].dtype),
         "member": Markup(feature_members(schema[name], schema)[0]),
-        "split": _word(split),
-        "shard": _word(shard),
+        "split": word(split),
+        "shard": word(shard),
         "raw": bool(raw),
         "images": schema.kind == "images",
     }

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from conftest import write_dataset
 
-from cards.dataset_card import LICENSES, dataset_card, plain, size_category, write_card
+from cards.dataset_card import dataset_card, size_category, write_card
 from cards.html.page import dataset_page, gallery, write_page
 from cards.html.plot import HEIGHT, WIDTH, line_plot, ticks
+from cards.text import LICENSES, plain
 from vrl3data import codecs
 from vrl3data.dataset import Dataset, open_dataset
 from vrl3data.errors import DestinationError

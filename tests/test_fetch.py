@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vrl3data
 from vrl3data.envs import gl
 from vrl3data.envs.fetch import FetchReach, ScriptedReach
 from vrl3data.errors import ConfigError, MissingExtra
@@ -107,6 +108,27 @@ def test_step_rewards_and_limit(env: FetchReach) -> None:
     assert near
 
 
+def test_advance_moves_as_step_does(env: FetchReach) -> None:
+    moves = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
+    env.reset(seed=5)
+    stepped = [env.step(action_4) for action_4 in moves]
+    env.reset(seed=5)
+    advanced = [env.advance(action_4) for action_4 in moves]
+    assert [row[1:] for row in stepped] == advanced
+    obs = env.observe()
+    assert all(np.array_equal(obs[key], stepped[-1][0][key]) for key in env.observation_space)
+    assert not np.array_equal(obs["image"], stepped[0][0]["image"])
+
+
+def test_names_of_the_features(env: FetchReach) -> None:
+    """As a recording of it has them: the packaged sample is one."""
+    assert list(env.features) == list(env.observation_space)
+    with vrl3data.open("sample:fetch-reach") as dataset:
+        assert set(env.features.values()) <= set(dataset.schema.names)
+    assert [f"obs.image.{camera}" for camera in env.cameras] == list(env.features.values())[:-1]
+    assert env.reward_scale == 1
+
+
 def test_demonstrator(env: FetchReach) -> None:
     env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -147,6 +169,7 @@ def test_image_larger_than_mujocos_default() -> None:
 
 
 MAKE_RENDERER = """
+import vrl3data
 from vrl3data.envs import gl
 from vrl3data.errors import ConfigError
 try:

@@ -51,7 +51,13 @@ def convert(
 
 
 def write_card(path: Path | str) -> Path:
-    """(Re)write README.md, the card, of a dataset."""
+    """(Re)write README.md, the card, of a dataset, an encoder or a policy."""
+    directory = Path(path)
+    names = {item.name for item in directory.iterdir()} if directory.is_dir() else set()
+    if names & {"encoder.json", "policy.json"} and "dataset.json" not in names:
+        from cards import bundle, hub
+
+        return hub.write_card(directory, bundle.find_kind(names))
     from cards.dataset_card import write_card as write
     from vrl3data.dataset import locate_dataset, open_dataset
 

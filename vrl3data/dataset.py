@@ -190,13 +190,16 @@ class Dataset:
 
     def member(self, position: int, name: str) -> memoryview:
         """The verified bytes of a member, without a copy."""
-        if name not in self._places:
-            columns = (self.index[f"{name}.offset"].to_numpy(), self.index[f"{name}.size"].to_numpy())
-            self._places[name] = columns
-        offsets, sizes = self._places[name]
+        offsets, sizes = self._extents(name)
         view = self._slice(position, name, int(offsets[position]), int(sizes[position]))
         self._verify(position, name, view)
         return view
+
+    def mapped_member(self, position: int, name: str) -> tuple[str, mmap.mmap, int]:
+        """(shard, its mapping, offset) of a member, verified: for readers that address rows themselves."""
+        self.member(position, name)
+        shard_name = self.place(position)[1]
+        return shard_name, self._mapped(shard_name), int(self._extents(name)[0][position])
 
     def close(self) -> None:
         """Forget the mappings; arrays that were handed out stay valid."""
@@ -210,6 +213,11 @@ class Dataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_dataset, (self.path, self.verify)
+
+    def _extents(self, name: str) -> tuple[Array, Array]:
+        if name not in self._places:
+            self._places[name] = (self.index[f"{name}.offset"].to_numpy(), self.index[f"{name}.size"].to_numpy())
+        return self._places[name]
 
     def _slice(self, position: int, name: str, offset: int, size: int) -> memoryview:
         key, shard_name = self.place(position)
@@ -272,7 +280,7 @@ def locate_dataset(path: Path | str, to_write: bool = False) -> Path:
             raise ConfigError(f"{text} belongs to the package and is not written to; copy it first")
         name = text.removeprefix(PACKAGED)
         home = Path(str(files("vrl3data").joinpath("packaged")))
-        known = sorted(item.name for item in home.iterdir()) if home.is_dir() else []
+        known = sorted(item.parent.name for item in home.glob(f"*/{manifest.MANIFEST}"))
         if name not in known:
             raise ConfigError(f"no packaged sample {name!r}{did_you_mean(name, known)}")
         return home / name

@@ -73,6 +73,12 @@ class SchemaError(Vrl3dataError):
     exit_code = 3
 
 
+class Diverged(Vrl3dataError):
+    """A loss is not finite any more."""
+
+    exit_code = 3
+
+
 EXIT_FINDINGS = 1
 EXIT_SKIPPED = 5
 EXIT_INTERRUPTED = 130

@@ -225,7 +225,8 @@ def _feature_name(key: str, space: Any) -> str:
     if not isinstance(space, (gymnasium.spaces.Box, gymnasium.spaces.Discrete)):
         raise ConfigError(f"observation {key!r}: expected a Box or Discrete space, found {type(space).__name__}")
     image = space.dtype == np.uint8 and len(space.shape or ()) == 3
-    word = "".join(c if c.isalnum() else "_" for c in key.lower())
+    plain = key.lower().removeprefix("image.") if image else key.lower()
+    word = "".join(c if c.isalnum() else "_" for c in plain)
     if image:
         return f"obs.image.{'main' if word in ('', *WHOLE) else word}"
     return f"obs.{word or 'state'}"
@@ -243,7 +244,8 @@ def _action(space: Any) -> Feature:
 
 def _step_ns(env: Any) -> int:
     """Nanoseconds of one step; 0 where the environment knows no time."""
-    seconds = getattr(env.unwrapped, "dt", None) or 1 / (env.unwrapped.metadata.get("render_fps") or np.inf)
+    own = env.get_wrapper_attr("dt") if env.has_wrapper_attr("dt") else None
+    seconds = own or 1 / (env.unwrapped.metadata.get("render_fps") or np.inf)
     return round(float(seconds) * 1e9)
 
 

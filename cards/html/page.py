@@ -17,6 +17,7 @@ from PIL import Image
 
 from cards import dataset_card as facts
 from cards.html.plot import Plot, line_plot
+from cards.text import plain
 from vrl3data import storage
 from vrl3data.dataset import Dataset, StoredSample
 from vrl3data.errors import DestinationError, locate
@@ -52,10 +53,7 @@ class Group:
 
 def dataset_page(dataset: Dataset, limit: int = 50) -> str:
     """The page as HTML, with the first `limit` episodes. One episode is in memory at a time, besides the page."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files("cards.html").joinpath("page.html").read_text(encoding="utf-8"))
+    template = template_named("page.html")
     found, images = dataset.manifest, dataset.schema.kind == "images"
     shown = 0 if images else min(max(0, limit), len(dataset))
     classes = facts.classes(dataset)
@@ -79,6 +77,16 @@ def dataset_page(dataset: Dataset, limit: int = 50) -> str:
         provenance=facts.provenance_rows(found),
         skipped=found.skipped[: facts.SHOWN_SKIPS],
     )
+
+
+def template_named(name: str) -> jinja2.Template:
+    """A template of this package; everything it is given is escaped."""
+    home = files("cards.html")
+    loader = jinja2.FunctionLoader(lambda part: home.joinpath(part).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def write_page(dataset: Dataset, path: Path, limit: int = 50) -> Path:
@@ -113,12 +121,12 @@ def _episode(sample: StoredSample) -> Shown:
         ("absent", meta["absent"].replace(",", ", ")),
         ("lowest PSNR", f"{meta['psnr']:g} dB" if meta["psnr"] >= 0 else ""),
     ]
-    told = tuple((key, facts.plain(value)) for key, value in known if value not in ("", "not stated"))
-    return Shown(facts.plain(sample.name), told, _data_uri(sheet) if sheet else "", plots)
+    told = tuple((key, plain(value)) for key, value in known if value not in ("", "not stated"))
+    return Shown(plain(sample.name), told, data_uri(sheet) if sheet else "", plots)
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+def data_uri(picture: bytes, kind: str = "jpeg") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode("ascii")
 
 
 # -- images ----------------------------------------------------------------------------------------------------
@@ -153,7 +161,7 @@ def _thumbnail(sample: StoredSample) -> tuple[str, str]:
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     picture.convert("RGB").save(out, "JPEG", quality=80)
-    return facts.plain(sample.name), _data_uri(out.getvalue())
+    return plain(sample.name), data_uri(out.getvalue())
 
 
 def _displayable(image: Array) -> Array:

@@ -1,17 +1,13 @@
-"""`record` and `demo`: datasets from a live environment."""
+"""`record`: a dataset from a live environment."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vrl3data.cli.common import console, human_bytes, json_option, print_json, quiet_option, rows
-from vrl3data.errors import DamagedError
-
-DEMO_EPISODES = 20
 
 
 @click.command()
@@ -42,45 +38,10 @@ def record(env: str, dest: Path, as_json: bool, quiet: bool, **options: Any) -> 
         print_json({"event": "receipt", "path": str(dest), "fingerprint": found.fingerprint, "samples": found.samples,
                     "steps": found.steps, "bytes": found.bytes})  # fmt: skip
     else:
-        click.echo(_receipt(dest, found))
+        click.echo(receipt(dest, found))
 
 
-@click.command()
-@click.argument("dest", type=click.Path(path_type=Path), default=Path("demo"))
-@quiet_option
-def demo(dest: Path, quiet: bool) -> None:
-    """Record 20 fetch-reach demonstrations into DEST, validate them, and make their card and page.
-
-    Running it again shows what is there. Takes less than a minute on two cores.
-    """
-    from cards.html.page import write_page
-    from vrl3data import app
-    from vrl3data.dataset import open_dataset
-    from vrl3data.validation import validate
-
-    reporter, started = console(quiet=quiet), time.monotonic()
-    target = dest / "fetch-reach"
-    if not (target / "dataset.json").exists():
-        reporter.note(f"recording {DEMO_EPISODES} fetch-reach demonstrations into {target}")
-        app.record("fetch-reach", target, app.LiveOptions(episodes=DEMO_EPISODES, license="apache-2.0"), reporter)
-    report = validate(target, reporter)
-    if not report.ok:
-        raise DamagedError(f"the demo does not pass its own validation: {report.findings[0]}")
-    with open_dataset(target) as dataset:
-        page = write_page(dataset, dest / "fetch-reach.html")
-        solved = sum(item.meta["success"] == 1 for item in dataset)
-        click.echo(_receipt(target, dataset.manifest))
-    lines = [
-        ("solved", f"{solved} of {len(dataset)} episodes, by the scripted demonstrator"),
-        ("validated", f"{report.samples} episodes, {len(report.findings)} findings"),
-        ("card", str(target / "README.md")),
-        ("page", str(page)),
-        ("took", f"{time.monotonic() - started:.0f} s"),
-    ]
-    click.echo(rows([(f"{name:<11}", value) for name, value in lines]))
-
-
-def _receipt(dest: Path, found: Any) -> str:
+def receipt(dest: Path, found: Any) -> str:
     return rows([
         ("dataset", f"{dest} ({found.name})"),
         ("episodes", f"{found.samples:,}"),

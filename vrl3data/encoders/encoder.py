@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 
 WEIGHTS, SIDECAR = "encoder.safetensors", "encoder.json"
 CHECKPOINT_VERSION = 1
+PACKAGED = "packaged:"
+STORED_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 UNIT_RANGE = 1.5
@@ -93,21 +96,30 @@ class Encoder(nn.Module):
                 f"expected values from 0 to 255, found a greatest value of {greatest:.3g}: multiply by 255"
             )
 
-    def save_pretrained(self, directory: Path | str) -> Path:
-        """Write weights and sidecar; the sidecar, with the hash of the weights, last."""
+    def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> Path:
+        """Write weights and sidecar; the sidecar, with the hash of the weights, last.
+
+        `dtype` (torch.float16, bfloat16 or float32) is what floating-point tensors are stored in, None: as they
+        are. ConfigError for another one, and where a value would leave its range.
+        """
         target = Path(directory)
+        data = save({name: _stored(name, tensor, dtype) for name, tensor in self.state_dict().items()})
+        facts = {"checkpoint_version": CHECKPOINT_VERSION, **asdict(self.spec)}
+        sidecar = {**facts, "dtype": _dtype_name(dtype or self._dtype()), "sha256": _sha256(data)}
         with storage.writing(target):
             target.mkdir(parents=True, exist_ok=True)
-            data = save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
             storage.replace_file(target / WEIGHTS, data)
-            sidecar = {"checkpoint_version": CHECKPOINT_VERSION, **asdict(self.spec), "sha256": _sha256(data)}
             storage.replace_file(target / SIDECAR, json.dumps(sidecar, indent=2).encode() + b"\n")
         return target
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> Encoder:
-        """Load strictly: every tensor, of the right shape, with the hash of the sidecar. In evaluation mode."""
-        source = Path(directory)
+        """Load strictly: every tensor, of the right shape, with the hash of the sidecar. In evaluation mode.
+
+        `packaged:NAME` is an encoder that we ship. What was stored in half precision becomes float32.
+        ConfigError if there is no encoder, DamagedError if it is not whole.
+        """
+        source = _locate(directory)
         with locate(path=source):
             if not (source / SIDECAR).is_file():
                 raise ConfigError(f"this is not an encoder: it has no {SIDECAR}")
@@ -122,6 +134,9 @@ class Encoder(nn.Module):
             encoder._load(load(data))
         return encoder.eval()
 
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
         own = self.state_dict()
         wrong = sorted(set(own) ^ set(weights))
@@ -131,6 +146,41 @@ class Encoder(nn.Module):
                 f"the weights are not those of {self.spec.arch}: {len(wrong)} tensors differ, first {wrong[0]}"
             )
         self.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in weights.items()})
+
+
+def packaged_encoders() -> dict[str, Path]:
+    """The encoders that come with the package: name -> directory."""
+    home = Path(str(files("vrl3data").joinpath("packaged", "encoders")))
+    found = sorted(home.iterdir()) if home.is_dir() else []
+    return {item.name: item for item in found if (item / SIDECAR).is_file()}
+
+
+def _locate(directory: Path | str) -> Path:
+    text = str(directory)
+    if not text.startswith(PACKAGED):
+        return Path(directory)
+    name, known = text.removeprefix(PACKAGED), packaged_encoders()
+    if name not in known:
+        raise ConfigError(f"no packaged encoder {name!r}{did_you_mean(name, known)}")
+    return known[name]
+
+
+def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.contiguous()
+    _dtype_name(dtype)
+    stored = tensor.to(dtype)
+    if not torch.equal(stored.isfinite(), tensor.isfinite()):
+        greatest = float(tensor.abs().max())
+        raise ConfigError(f"{name} does not fit in {_dtype_name(dtype)}: its greatest value is {greatest:.3g}")
+    return stored.contiguous()
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    for name, known in STORED_DTYPES.items():
+        if known == dtype:
+            return name
+    raise ConfigError(f"expected a dtype of {', '.join(STORED_DTYPES)}, found {dtype}")
 
 
 def _spec(sidecar: Any) -> EncoderSpec:

@@ -63,7 +63,7 @@ def reconstruct(task_name: str, model: mujoco.MjModel, start_Q: Array, obs_TD: A
     object_pos_T3 = np.zeros((len(obs_TD), 3))
     for step, obs_D in enumerate(obs_TD):
         _set_joints(model, data, qpos_TQ[step])
-        difference_D = _observe(task_name, data) - obs_D
+        difference_D = observe(task_name, data) - obs_D
         if task_name == "hammer":  # Euler angles: a difference of a full turn is none
             difference_D[39:42] = (difference_D[39:42] + np.pi) % (2 * np.pi) - np.pi
         error_T[step] = np.nanmax(np.abs(difference_D))
@@ -196,7 +196,7 @@ def _velocities(task_name: str, qpos_TQ: Array, obs_TD: Array) -> Array:
     return qvel_TQ
 
 
-def _observe(task_name: str, data: mujoco.MjData) -> Array:
+def observe(task_name: str, data: mujoco.MjData) -> Array:
     """The task's observation from joints and positions; NaN for what they do not determine."""
     qpos_Q, palm_3 = data.qpos, data.site("S_grasp").xpos
     unknown_6 = np.full(6, np.nan)

@@ -38,6 +38,10 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 - gymnasium declares it so
     render_mode = "rgb_array"
     task = "move the gripper to the red ball"
+    cameras = ("main",)
+    features: Mapping[str, str] = {"image": "obs.image.main", "proprio": "obs.proprio"}
+    """Key of the observation -> name of the feature in a dataset."""
+    reward_scale = 1.0
 
     def __init__(self, image_size: int = 84, max_steps: int = 50) -> None:
         if image_size < 1 or max_steps < 1:
@@ -85,13 +89,21 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._env.reset(seed=seed)
         self._steps = 0
         self._place_goal()
-        return self._observe(), {"is_success": self._is_success()}
+        return self.observe(), {"is_success": self._is_success()}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, float]]:
+        reward, terminated, truncated, info = self.advance(action)
+        return self.observe(), reward, terminated, truncated, info
+
+    def advance(self, action: NDArray[np.float32]) -> tuple[float, bool, bool, dict[str, float]]:
+        """`step` without the observation: (reward, terminated, truncated, info)."""
         _, reward, _, _, info = self._env.step(np.asarray(action, dtype=np.float32))
         self._steps += 1
-        truncated = self._steps >= self.max_steps
-        return self._observe(), float(reward), False, truncated, {"is_success": float(info["is_success"])}
+        return float(reward), False, self._steps >= self.max_steps, {"is_success": float(info["is_success"])}
+
+    def observe(self) -> Observation:
+        """The observation of this moment; renders."""
+        return {"image": self.render(), "proprio": self.gripper.astype(np.float32)}
 
     def render(self) -> NDArray[np.uint8]:
         self._renderer.update_scene(self._data, self._camera)
@@ -126,9 +138,6 @@ class FetchReach(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Move the red ball to the goal. gymnasium-robotics does that only in its own `render`."""
         self._model.site("target0").pos[:] = self._env.goal - self._model.body("floor0").pos
         self._mujoco.mj_forward(self._model, self._data)
-
-    def _observe(self) -> Observation:
-        return {"image": self.render(), "proprio": self.gripper.astype(np.float32)}
 
     def _is_success(self) -> float:
         return float(self._env._is_success(self.gripper, self.goal))
