@@ -9,12 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cards.hub import pull as pull
+    from cards.hub import push as push
+    from pretrain.inflate import inflate as inflate
+    from pretrain.train import pretrain_hilp as pretrain_hilp
+    from pretrain.train import pretrain_mae as pretrain_mae
+    from pretrain.train import pretrain_supervised as pretrain_supervised
     from vrl3data.app import convert as convert
     from vrl3data.dataset import Dataset as Dataset
     from vrl3data.dataset import open_dataset as open
     from vrl3data.encoders.encoder import Encoder as Encoder
+    from vrl3data.loader import load_episodes as load_episodes
     from vrl3data.record import Recorder as Recorder
     from vrl3data.record import RecordOptions as RecordOptions
+    from vrl3data.replay import BatchSpec as BatchSpec
+    from vrl3data.replay import Replay as Replay
+    from vrl3data.rl.evaluation import evaluate as evaluate
+    from vrl3data.rl.policy import Policy as Policy
+    from vrl3data.rl.train import train as train
     from vrl3data.schema import Episode as Episode
     from vrl3data.schema import Feature as Feature
     from vrl3data.schema import Schema as Schema
@@ -35,19 +47,43 @@ _PUBLIC = {
     "convert": "vrl3data.app:convert",
     "RecordOptions": "vrl3data.record:RecordOptions",
     "validate": "vrl3data.validation:validate",
+    "load_episodes": "vrl3data.loader:load_episodes",
+    "BatchSpec": "vrl3data.replay:BatchSpec",
+    "Replay": "vrl3data.replay:Replay",
+    "pretrain_supervised": "pretrain.train:pretrain_supervised",
+    "pretrain_hilp": "pretrain.train:pretrain_hilp",
+    "pretrain_mae": "pretrain.train:pretrain_mae",
+    "inflate": "pretrain.inflate:inflate",
+    "train": "vrl3data.rl.train:train",
+    "Policy": "vrl3data.rl.policy:Policy",
+    "evaluate": "vrl3data.rl.evaluation:evaluate",
+    "push": "cards.hub:push",
+    "pull": "cards.hub:pull",
 }
 
 __all__ = [
+    "BatchSpec",
     "Dataset",
     "Encoder",
     "Episode",
     "Feature",
+    "Policy",
     "RecordOptions",
     "Recorder",
+    "Replay",
     "Schema",
     "Writer",
     "convert",
+    "evaluate",
+    "inflate",
+    "load_episodes",
     "open",
+    "pretrain_hilp",
+    "pretrain_mae",
+    "pretrain_supervised",
+    "pull",
+    "push",
+    "train",
     "validate",
 ]
 

@@ -81,14 +81,11 @@ def evaluate(policy: Path, episodes: int, first_seed: int, film: Path | None, as
 
     Example: vrl3data evaluate runs/door/stage3 --episodes 100 --film door.gif
     """
-    from vrl3data.rl.evaluation import check_film, evaluate_policy
-    from vrl3data.rl.play import open_stage
+    from vrl3data.rl.evaluation import evaluate as run
     from vrl3data.rl.policy import Policy
 
-    check_film(film)
     loaded = Policy.from_pretrained(policy)
-    with open_stage(loaded.spec.env_spec(), loaded.spec.frames) as stage:
-        found = evaluate_policy(stage, loaded.choose, episodes, console(quiet=quiet), first_seed, film)
+    found = run(loaded, episodes, first_seed=first_seed, film=film, reporter=console(quiet=quiet))
     facts = {"policy": str(policy), "env": loaded.spec.env, "first_seed": first_seed, **found.facts()}
     if as_json:
         print_json(facts)

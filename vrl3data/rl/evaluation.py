@@ -15,7 +15,8 @@ from PIL import Image
 from vrl3data import storage
 from vrl3data.errors import ConfigError
 from vrl3data.report import Reporter, Silent
-from vrl3data.rl.play import Choose, Played, Stage
+from vrl3data.rl.play import Choose, Played, Stage, open_stage
+from vrl3data.rl.policy import Policy
 from vrl3data.schema import Array
 
 EVALUATION_SEED = 500_000
@@ -52,6 +53,17 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     middle = (share + room / 2) / (1 + room)
     half = z / (1 + room) * math.sqrt(share * (1 - share) / trials + room / (4 * trials))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def evaluate(
+    policy: Policy | Path | str, episodes: int = 100, *, first_seed: int = EVALUATION_SEED, film: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:  # fmt: skip
+    """Success of a policy (or of the one in a directory) in its own environment, with mean actions."""
+    check_film(film)
+    policy = policy if isinstance(policy, Policy) else Policy.from_pretrained(policy)
+    with open_stage(policy.spec.env_spec(), policy.spec.frames) as stage:
+        return evaluate_policy(stage, policy.choose, episodes, reporter, first_seed, film)
 
 
 def evaluate_policy(
