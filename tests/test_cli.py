@@ -39,12 +39,12 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "\n".join(blocks(ROOT / "README.md", "sh"))
     shell = subprocess.run(["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True,
-                           text=True, timeout=240, check=False)  # fmt: skip
+                           text=True, timeout=290, check=False)  # fmt: skip
     assert shell.returncode == 0, shell.stderr
     assert blocks(ROOT / "README.md", "")[1].strip() in shell.stdout
     assert (tmp_path / "page.html").stat().st_size > 10_000
     python, printed = blocks(ROOT / "README.md", "python"), ""
-    assert len(python) == 4
+    assert len(python) == 5
     for code in python:
         ran = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                              timeout=120, check=False)  # fmt: skip
@@ -52,6 +52,7 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
         printed += ran.stdout
     assert "000000003.action.npy (7, 28)" in printed
     assert "torch.Size([2, 256])" in printed
+    assert "(256, 9, 84, 84) (256,) 0.97" in printed
     assert len(vrl3data.open(tmp_path / "out" / "mine")) > 1
 
 

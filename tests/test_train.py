@@ -156,6 +156,22 @@ def test_stage_2_from_one_encoder_and_seed_is_always_the_same(reaching: Path, tm
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_batch_norm_has_the_statistics_of_the_demonstrations_after_the_warm_up(reaching: Path, tmp_path: Path) -> None:
+    """Four updates would leave it with a third of them: momentum 0.1."""
+    options = TrainOptions(encoder="random:resnet6_32channel", episodes=0, stage="2")
+    policy = Policy.from_pretrained(train(reaching, REACH, tmp_path, reach_config(stage2__updates=0), options).policy)
+    assert policy.encoder is not None
+    norm, seen = policy.encoder.network.stem_norm, []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with vrl3data.open(reaching) as dataset:
+        frames = np.concatenate([sample["obs.image.main"] for sample in dataset])
+    stack = torch.from_numpy(np.concatenate([frames] * 3, 3)).permute(0, 3, 1, 2)
+    policy.act(stack, torch.zeros(len(stack), 3))
+    mean_C, std_C = seen[0].mean((0, 2, 3)), seen[0].std((0, 2, 3))
+    assert ((mean_C - norm.running_mean).abs() / std_C).max() < 0.1
+    assert ((std_C - norm.running_var.sqrt()).abs() / std_C).max() < 0.1
+
+
 def weights(directory: Path) -> str:
     return str(json.loads((directory / "policy.json").read_bytes())["sha256"])
 
@@ -202,8 +218,8 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_policy(
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_policy(reaching: Path, tmp_path: Path) -> None:
     settings = [f"{name}={value}" for name, value in REACH_SETTINGS.items()]
-    arguments = ["train", "vrl3", "--data", str(reaching), "--env", "fetch-reach", "--preset", "short", "--episodes", "0",
-                 "--encoder", "random:resnet6_32channel", "--image-size", "32", "--max-steps", "4"]  # fmt: skip
+    arguments = ["train", "vrl3", "--data", str(reaching), "--env", "fetch-reach", "--preset", "short", "--max-steps", "4",
+                 "--episodes", "0", "--encoder", "random:resnet6_32channel", "--image-size", "32"]  # fmt: skip
     arguments += [part for s in settings for part in ("--set", s)] + ["--set", "stage2.bc_updates=60"]
     command = [sys.executable, "-m", "vrl3data", *arguments]
     assert subprocess.run([*command, "--out", str(tmp_path / "whole"), "-q"], cwd=ROOT, check=False).returncode == 0
@@ -226,12 +242,22 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(points: Path, tm
     train(points, POINT, tmp_path, point_config(stage3__frames=0), replace(BRIEF, stage="2"))
     with pytest.raises(ConfigError, match="a run with another seed; choose another --out"):
         train(points, POINT, tmp_path, point_config(stage3__frames=0), replace(BRIEF, stage="2", seed=1))
-    with pytest.raises(ConfigError, match="a run with another config"):
-        train(points, POINT, tmp_path, point_config(stage2__updates=21), replace(BRIEF, stage="2"))
+    with pytest.raises(ConfigError, match=r"a run with another config.agent.lr, config.stage2.updates; choose"):
+        train(points, POINT, tmp_path, point_config(stage2__updates=21, agent__lr=0.5), replace(BRIEF, stage="2"))
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DamagedError, match="cannot be read"):
         train(points, POINT, tmp_path, point_config(stage3__frames=0), replace(BRIEF, stage="2"))
+
+
+def test_stage_3_takes_up_a_stage_2_and_can_be_made_longer(points: Path, tmp_path: Path) -> None:
+    train(points, POINT, tmp_path, point_config(), replace(BRIEF, stage="2"))
+    first = train(points, POINT, tmp_path, point_config(stage3__std=0.2, stage3__frames=15), replace(BRIEF, stage="3"))
+    assert first.policy == tmp_path / "stage3"
+    train(points, POINT, tmp_path, point_config(stage3__std=0.2, stage3__frames=45), replace(BRIEF, stage="3"))
+    assert Policy.from_pretrained(first.policy).spec.provenance["counters"]["frames"] == 45
+    with pytest.raises(ConfigError, match=r"another config.stage3.std"):
+        train(points, POINT, tmp_path, point_config(stage3__std=0.1, stage3__frames=45), replace(BRIEF, stage="3"))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------

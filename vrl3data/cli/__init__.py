@@ -23,6 +23,7 @@ COMMANDS = {
     "rollout": ("vrl3data.cli.train:rollout", "Record episodes of a policy into a dataset."),
     "push": ("vrl3data.cli.publish:push", "Bring a dataset, encoder or policy to a folder or the Hugging Face Hub."),
     "pull": ("vrl3data.cli.publish:pull", "Fetch a dataset, encoder or policy, checked, into a folder."),
+    "probe": ("vrl3data.cli.probe:probe", "What an encoder knows: classes, time, actions, states."),
     "info": ("vrl3data.cli.inspect:info", "Say what is in a dataset."),
     "validate": ("vrl3data.cli.inspect:validate", "Check every byte of a dataset."),
     "view": ("vrl3data.cli.inspect:view", "Make an offline HTML page of a dataset."),

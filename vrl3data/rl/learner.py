@@ -79,7 +79,7 @@ class Learner:
         stage2, agent = self.config.stage2, self.agent
         if self.counters.calibrated:
             return
-        if agent.encoder is not None and stage2.bc_batch_norm == "train" and stage2.bc_updates:
+        if agent.encoder is not None and stage2.bc_batch_norm == "train" and self.counters.bc:
             rng = np.random.default_rng((self.seed, 2**31))
             count, size = RECALIBRATION
             batches = (self._batch(size, rng, episodes="offline", bootstrap=False)["obs"] for _ in range(count))
@@ -185,6 +185,13 @@ class Learner:
                 if path.name not in kept:
                     path.unlink()
 
+    def _check_facts(self, found: Mapping[str, Any], online: bool) -> None:
+        """A run may be made longer online, and stage 3 be set otherwise before it has begun. Nothing else changes."""
+        free = "config.stage3.frames" if online else "config.stage3."
+        changed = [name for name in _differences(self.facts, found) if not name.startswith(free)]
+        if changed:
+            raise ConfigError(f"the directory holds a run with another {', '.join(changed)}; choose another --out")
+
     def restore(self) -> bool:
         """Go on with the checkpoint of the directory; False if there is none."""
         path = self.directory / STATE
@@ -192,9 +199,7 @@ class Learner:
             return False
         with locate(path=path):
             tensors, facts = _read(path)
-            if facts["run"] != self.facts:
-                changed = sorted(key for key in self.facts if facts["run"].get(key) != self.facts[key])
-                raise ConfigError(f"the directory holds a run with another {', '.join(changed)}; choose another --out")
+            self._check_facts(facts["run"], online=bool(facts["counters"]["frames"]))
             try:
                 self.agent.load_state_dict(_below(tensors, "agent."))
                 for part, optimizer in self.agent.optimizers.items():
@@ -207,6 +212,14 @@ class Learner:
                     f"the checkpoint is not one of this run: {error}; remove it to start anew"
                 ) from error
         return True
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """Dotted names of what is not the same in two nested dictionaries."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [prefix.rstrip(".")]
+    names = sorted(set(one) | set(other))
+    return [name for key in names for name in _differences(one.get(key), other.get(key), f"{prefix}{key}.")]
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from vrl3data.report import Reporter, Silent
 from vrl3data.rl import pairing
 from vrl3data.rl.agent import VRL3Agent
 from vrl3data.rl.config import VRL3Config
-from vrl3data.rl.evaluation import Evaluation, evaluate_policy
+from vrl3data.rl.evaluation import EVALUATION_SEED, Evaluation, evaluate_policy
 from vrl3data.rl.learner import Learner
 from vrl3data.rl.play import EnvSpec, Stage, open_stage
 from vrl3data.rl.policy import SIDECAR, Policy, PolicySpec
@@ -35,6 +35,7 @@ StageName = Literal["2", "3", "both"]
 ONLINE_SEED = 10_000_000
 """Online episode k of a run with seed s is reset with this + 1,000,000 s + k: no seed of an evaluation."""
 LOG_EVERY = 20
+EVALUATION = {"first_seed": EVALUATION_SEED, "action": "mean", "success": "at the last step"}
 RESULT = "result.json"
 
 
@@ -52,7 +53,6 @@ class TrainOptions:
     """Raw frames of stage 3 between evaluations."""
     checkpoint_seconds: float = 60.0
     device: str = "cpu"
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Run:
         self.scores: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         self._saved = time.monotonic()
-        self.policy = learner.directory / "stage3"
+        self.policy = learner.directory / "stage2"
 
     def stage2(self) -> None:
         """The paper's warm-up, then conservative updates."""
@@ -119,7 +119,7 @@ class _Run:
         """Episodes, with updates between their steps."""
         learner, plan, started = self.learner, self.learner.config.stage3, time.monotonic()
         counters = learner.counters
-        if self._ended("stage3", counters.frames >= plan.frames):
+        if not plan.frames or self._ended("stage3", counters.frames >= plan.frames):
             return
         learner.after_cloning()
         evaluated = counters.frames // self.options.evaluate_every
@@ -182,8 +182,10 @@ class _Run:
         self.policy = self.learner.directory / name
         if self.options.episodes:
             self.scores[name] = self._evaluate(name).facts()
-        provenance = {**self.facts, "stage": name, "counters": asdict(self.learner.counters),
-                      "scores": self.scores.get(name, {}), "seconds": round(self.seconds[name], 1)}  # fmt: skip
+        provenance = {
+            **self.facts, "stage": name, "counters": asdict(self.learner.counters), "scores": self.scores.get(name, {}),
+            "evaluation": EVALUATION, "seconds": round(self.seconds[name], 1),
+        }  # fmt: skip
         _policy(self.learner, self.stage, provenance).save_pretrained(self.policy)
 
     def _ended(self, name: str, complete: bool) -> bool:
@@ -209,8 +211,12 @@ def _learner(
     reporter: Reporter,
 ) -> tuple[Learner, dict[str, Any]]:  # fmt: skip
     encoder = pairing.find_encoder(options.encoder, stage, config.frames, options.seed, reporter)
-    facts: dict[str, Any] = {"encoder": _encoder_facts(encoder, options.encoder), "env": asdict(stage.spec)}
-    spec = table = None
+    facts: dict[str, Any] = {
+        "encoder": _encoder_facts(encoder, options.encoder),
+        "env": asdict(stage.spec),
+        "data": None,
+    }
+    facts["data"] = spec = table = None
     if dataset is not None:
         spec = pairing.batch_spec(dataset, stage, config)
         table = pairing.load_demonstrations(dataset, spec, stage, options.split, options.storage, reporter)
