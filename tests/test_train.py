@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_cli, write_dataset
+from conftest import ROOT, make_demonstrations, run_cli, write_dataset
 from PIL import Image
 from point_reach import poor_demonstrations
 
@@ -218,9 +218,10 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_policy(
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_policy(reaching: Path, tmp_path: Path) -> None:
     settings = [f"{name}={value}" for name, value in REACH_SETTINGS.items()]
-    arguments = ["train", "vrl3", "--data", str(reaching), "--env", "fetch-reach", "--preset", "short", "--max-steps", "4",
+    arguments = ["train", "vrl3", "--data", str(reaching), "--env", "fetch-reach", "--preset", "short",
                  "--episodes", "0", "--encoder", "random:resnet6_32channel", "--image-size", "32"]  # fmt: skip
-    arguments += [part for s in settings for part in ("--set", s)] + ["--set", "stage2.bc_updates=60"]
+    arguments += [part for s in settings for part in ("--set", s)]
+    arguments += ["--max-steps", "4", "--set", "stage2.bc_updates=60"]
     command = [sys.executable, "-m", "vrl3data", *arguments]
     assert subprocess.run([*command, "--out", str(tmp_path / "whole"), "-q"], cwd=ROOT, check=False).returncode == 0
     with subprocess.Popen(
@@ -414,3 +415,25 @@ def test_the_demonstrations_of_a_release_can_be_forgotten(reaching: Path, tmp_pa
     train(reaching, REACH, tmp_path, config, options)
     kept = sorted(path.stem for path in (tmp_path / "online").glob("*"))
     assert kept == ["00000006", "00000007", "00000008"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "channels"), [("door", 9), ("relocate", 27)])
+def test_adroit_goes_through_both_stages(task: str, channels: int, tmp_path: Path) -> None:
+    source = make_demonstrations(tmp_path / f"{task}.pickle", task, count=2, length=6)
+    app.convert("adroit", source, tmp_path / "set", {"image_size": 32, "render": "fast", "task": task})
+    settings = {"batch_size": 4, "agent.hidden_dim": 16, "stage2.bc_updates": 1, "stage2.updates": 2,
+                "stage3.frames": 8, "stage3.capacity": 50, "stage3.demo_batch": 2}  # fmt: skip
+    env = EnvSpec(f"adroit-{task}", 32, 8, 2, {"render": "fast"})
+    options = TrainOptions(encoder="random:resnet6_32channel", episodes=1)
+    found = train(tmp_path / "set", env, tmp_path / "run", preset("paper", settings), options)
+    facts = Policy.from_pretrained(found.policy).spec
+    assert facts.provenance["encoder"]["in_channels"] == channels
+    assert facts.provenance["counters"]["agent_steps"] == 4
+    assert facts.sensor_dim == 24
+
+
+def test_the_learning_rate_falls_over_stage_2(points: Path, tmp_path: Path) -> None:
+    seen: dict[str, Learner] = {}
+    grab(seen, tmp_path, points, point_config(stage2__anneal=0.1, stage2__updates=10, stage3__frames=0))
+    assert seen["learner"].agent.optimizers["actor"].param_groups[0]["lr"] == pytest.approx(1e-3 * (1 - 0.9 * 0.9))

@@ -50,6 +50,8 @@ class Stage2Config:
     q_weight: float = 1.0
     bc_weight: float = 0.0
     encoder_gradient: EncoderGradient = "critic"
+    anneal: float = 1.0
+    """Share of the learning rate that is left at the last offline update; it falls linearly. 1: constant."""
     fresh_optimizers: bool = False
     """Whether the optimisers forget the warm-up before the critic starts."""
 
@@ -62,6 +64,8 @@ class Stage3Config:
     update_every: int = 2
     """Agent steps between updates."""
     std: float = 0.01
+    lr_scale: float = 1.0
+    """Of the agent's learning rate."""
     q_weight: float = 1.0
     q_after: int = 0
     """Updates before the actor follows the critic."""
@@ -135,9 +139,10 @@ PRESETS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
         "sample_by": ("step", OURS), "agent.hidden_dim": (256, OURS), "agent.lr": (5e-4, OURS),
         "agent.gamma": (0.9, OURS), "agent.target_tau": (0.02, OURS),
         "stage2.bc_updates": (250, OURS), "stage2.bc_lr": (1e-3, OURS), "stage2.bc_batch_norm": ("train", OURS),
-        "stage2.updates": (150, OURS), "stage2.q_weight": (0.0, "a fresh critic has no useful direction yet"),
-        "stage2.bc_weight": (4.0, OURS), "stage2.encoder_gradient": ("actor", "a fresh critic wrecks the encoder"),
-        "stage2.fresh_optimizers": (True, OURS), "stage3.frames": (360, OURS), "stage3.std": (0.1, OURS),
+        "stage2.updates": (300, OURS), "stage2.q_weight": (0.0, "a fresh critic has no useful direction yet"),
+        "stage2.bc_weight": (4.0, OURS), "stage2.encoder_gradient": ("none", "a fresh critic wrecks the encoder"),
+        "stage2.fresh_optimizers": (True, OURS), "stage2.anneal": (0.1, OURS),
+        "stage3.lr_scale": (0.2, OURS), "stage3.frames": (360, OURS), "stage3.std": (0.1, OURS),
         "stage3.q_weight": (0.03, OURS), "stage3.q_after": (100, OURS), "stage3.bc_weight": (4.0, OURS),
         "stage3.bc_decay": (1.0, OURS), "stage3.encoder_gradient": ("none", OURS), "stage3.update_every": (1, OURS),
         "stage3.capacity": (20_000, OURS),

@@ -96,6 +96,8 @@ class Learner:
         how = UpdateConfig(
             stage2.std, stage2.cql_weight, stage2.q_weight, stage2.bc_weight, stage2.encoder_gradient
         )  # fmt: skip
+        progress = self.counters.offline / max(1, stage2.updates)
+        self.agent.set_lr(self.config.agent.lr * (1 - (1 - stage2.anneal) * progress))
         found = self._update(how, stage2.cql_random, 0)
         self.counters.offline += 1
         return found
@@ -105,6 +107,7 @@ class Learner:
         stage3, done = self.config.stage3, self.counters.online_updates
         weight = bc_weight(stage3.bc_weight, stage3.bc_decay, self.counters.agent_steps, stage3.bc_decay_steps)
         q_weight = stage3.q_weight if done >= stage3.q_after else 0.0
+        self.agent.set_lr(self.config.agent.lr * stage3.lr_scale)
         how = UpdateConfig(stage3.std, stage3.cql_weight, q_weight, weight, stage3.encoder_gradient)
         found = self._update(how, self.config.stage2.cql_random, stage3.demo_batch if weight else 0)
         self.counters.online_updates += 1
