@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +21,16 @@ from hypothesis import strategies as st
 
 import vrl3data
 from pretrain import loop as loops
+from pretrain import train
 from pretrain.augment import CropConfig, center_crop, color_jitter, random_resized_crop, random_shift
-from pretrain.loop import Diverged, LoopConfig, Trainer, rate
+from pretrain.loop import Diverged, Draw, LoopConfig, Trainer, rate
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.supervised import VRL3_CONFIG, Supervised, SupervisedConfig
 from pretrain.train import PretrainConfig, pretrain_supervised
 from vrl3data.encoders.encoder import Encoder, EncoderSpec
 from vrl3data.errors import ConfigError, DamagedError, DestinationError
 from vrl3data.images import ImageTable, load_images
+from vrl3data.interrupt import deferred
 
 SIZE = 24
 
@@ -73,9 +81,10 @@ def test_the_encoder_learns_and_not_only_the_classifier(tmp_path: Path) -> None:
     assert unchanged == []
 
 
-def test_resume_is_exact(tmp_path: Path) -> None:
-    """20 steps at once, and 10 + a new process + 10, end in the same bits."""
-    config = replace(FAST, steps=20)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
+    """20 steps at once, and 10 + a new trainer + 10, end in the same bits and the same log."""
+    config = replace(FAST, steps=20, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 1e-3, evaluate_every=5)
     whole = Trainer(objective(), config, tmp_path / "whole")
     whole.run()
     first = Trainer(objective(), config, tmp_path / "parts")
@@ -88,14 +97,32 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     for one, other in ((whole.model, second.model), (whole.best(), second.best())):
         for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
             assert torch.equal(a, b), name
+    logs = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in ("whole", "parts")]
+    assert logs[0][-2:] == logs[1][-2:]
+
+
+def test_the_log_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
+    """What was logged after the last checkpoint is done again, so it must not stand there twice."""
+    config = replace(FAST, steps=12, evaluate_every=2, checkpoint_every=100)
+    first = Trainer(objective(), config, tmp_path)
+    for _ in range(4):
+        first.train_step()
+        first._log({"loss": 1.0})
+        if first.step == 2:
+            first.save()
+    Trainer(objective(), config, tmp_path).run()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 4, 6, 8, 10, 12, 12]
 
 
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     trainer = Trainer(objective(), FAST, tmp_path)
     trainer.train_step()
     trainer.save()
-    with pytest.raises(ConfigError, match="holds a run with another configuration"):
+    with pytest.raises(ConfigError, match=r"holds a run with another configuration: lr 0.05, not 0.1; choose"):
         Trainer(objective(), replace(FAST, lr=0.1), tmp_path)
+    with pytest.raises(ConfigError, match="another configuration: data None, not other"):
+        Trainer(objective(), FAST, tmp_path, run={"data": "other"})
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DamagedError, match="the checkpoint cannot be read"):
@@ -111,6 +138,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_its_batch(tmp_path: Path) -> 
     from safetensors.torch import load_file
 
     assert load_file(tmp_path / "diverged_batch.safetensors")["labels"].shape == (32,)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tmp_path: Path) -> None:
+    trainer = Trainer(objective(), FAST, tmp_path)
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = trainer.model.head.weight.detach().clone()
+    with pytest.raises(Diverged, match=r"the gradient's norm is (nan|inf) at step 0; its batch is in"):
+        trainer.train_step()
+    assert torch.equal(trainer.model.head.weight, before)
+    assert (tmp_path / "diverged_batch.safetensors").is_file()
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
@@ -136,6 +173,7 @@ def test_schedules() -> None:
     assert rate(cosine, 0.625) == pytest.approx(0.5)
     assert rate(cosine, 1.0) == pytest.approx(0.0)
     steps = LoopConfig(steps=90, schedule="step", warmup=0.0)
+    assert [rate(LoopConfig(steps=9, schedule="constant", warmup=0.0), p) for p in (0, 1)] == [1.0, 1.0]
     assert [rate(steps, epoch / 90) for epoch in (0, 29, 30, 60, 89)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
 
 
@@ -145,16 +183,16 @@ def test_weight_decay_spares_norms_and_biases_unless_told() -> None:
     assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in spared["params"])
+    for name, kind in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
+        made = loops._optimizer(model, replace(FAST, optimizer=name, betas=(0.9, 0.95)))
+        assert type(made) is kind
+        assert made.param_groups[0]["betas"] == (0.9, 0.95)
     (everything,) = loops._optimizer(model, replace(FAST, decay_all=True)).param_groups
     assert len(everything["params"]) == len(list(model.parameters()))
 
 
-def test_epochs_are_permutations(tmp_path: Path) -> None:
-    trainer = Trainer(objective(), FAST, tmp_path)
-    rows = []
-    for step in range(6):
-        trainer.step = step
-        rows.append(trainer._rows())
+def test_epochs_are_permutations() -> None:
+    rows = [Draw(0, step, 40, 32).rows_B(96) for step in range(6)]
     assert sorted(torch.cat(rows[:3]).tolist()) == list(range(96))
     assert sorted(torch.cat(rows[3:]).tolist()) == list(range(96))
     assert not torch.equal(torch.cat(rows[:3]), torch.cat(rows[3:]))
@@ -163,7 +201,9 @@ def test_epochs_are_permutations(tmp_path: Path) -> None:
 def test_progressive_sizes() -> None:
     supervised = objective(sizes=(12, 16, 24), shares=(0.3, 0.3, 0.4))
     assert [supervised.size_at(p) for p in (0, 0.29, 0.31, 0.59, 0.61, 0.999, 1.0)] == [12, 12, 16, 16, 24, 24, 24]
-    assert supervised.batch(torch.arange(4), 0.0, torch.Generator())["images"].shape == (4, 3, 12, 12)
+    assert supervised.sample(Draw(0, 0, 10, 4))["images"].shape == (4, 3, 12, 12)
+    for multiple, sizes in ((1, (56, 68, 84)), (12, (60, 72, 84))):
+        assert train._objective_config(PretrainConfig(), multiple).sizes == sizes
     assert (VRL3_CONFIG.sizes, VRL3_CONFIG.label_smoothing, VRL3_CONFIG.crop.scale) == ((84,), 0.0, (0.08, 1.0))
 
 
@@ -241,10 +281,56 @@ def test_from_pictures_to_an_encoder_by_command(tmp_path: Path) -> None:
     with vrl3data.open(tmp_path / "set") as dataset:
         assert said["data"]["fingerprint"] == dataset.manifest.fingerprint
     assert (said["objective"], said["classes"], said["images"], said["steps"]) == ("supervised", 2, 12, 6)
-    assert "training 6/6 steps" in result.stderr
+    assert "training 24/24 images" in result.stderr
     again = run_cli(*arguments)
     assert "going on at step 6" in again.stderr
     assert json.loads(again.stdout) == facts
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on_exactly(tmp_path: Path) -> None:
+    """A real SIGINT to a real process: exit 130, a checkpoint at the step it met, and the rest as if uninterrupted."""
+    make_pictures(tmp_path / "pictures", count=12)
+    vrl3data.convert("imagenet", tmp_path / "pictures", tmp_path / "set", {"image_size": 40})
+    arguments = ["pretrain-encoder", "supervised", "--data", str(tmp_path / "set"), "--epochs", "40",
+                 "--batch-size", "4", "--image-size", "24", "--precision", "fp32", "--json"]  # fmt: skip
+    command = [sys.executable, "-m", "vrl3data", *arguments, "--out", str(tmp_path / "enc")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log, limit = tmp_path / "enc" / "metrics.jsonl", time.monotonic() + 100
+    while not log.is_file() and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, message
+    assert "run the same command again to go on" in message
+    assert not (tmp_path / "enc" / "encoder.json").exists()
+    again = run_cli(*arguments, "--out", tmp_path / "enc")
+    assert again.returncode == 0, again.stderr
+    stopped = int(again.stderr.split("going on at step ")[1].split()[0])
+    assert 50 <= stopped < 120
+    assert run_cli(*arguments, "--out", tmp_path / "whole").returncode == 0
+    weights = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("enc", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_a_first_interruption_waits_and_a_second_does_not() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with deferred() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    seen = []
+
+    def elsewhere() -> None:
+        with deferred() as asked:
+            seen.append(asked())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [False]
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
@@ -266,7 +352,9 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         Trainer(objective(), replace(FAST, batch_size=97), tmp_path / "run")
     with pytest.raises(DestinationError, match="cannot write"):
         pretrain_supervised(tmp_path / "two-set", "/proc/no/such/place")
-    assert set(OBJECTIVES) == {"supervised"}
+    for place in OBJECTIVES.values():
+        module, attribute = place.split(":")
+        assert callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def test_pretanh_penalty_counts_only_what_saturates():
     assert float(losses.pretanh_penalty(torch.tensor([[4.0, -7.0]]), 5.0)) == 2.0
 
 
+def test_the_pretanh_penalty_pulls_a_saturated_actor_back():
+    saturations = []
+    for weight in (1.0, 0.0):
+        agent = make_agent(replace(SMALL, pretanh_weight=weight, lr=1e-2))
+        torch.nn.init.constant_(agent.actor.net[4].bias, 8.0)
+        agent.set_mode("frozen")
+        for number in range(5):
+            agent.update(make_batch(0), make_draws(number), replace(STAGE3, q_weight=0.0, bc_weight=0.0))
+        saturations.append(float(agent.actor.net[4].bias.detach().mean()))
+    assert saturations[0] < 7.99 < saturations[1] == 8.0
+
+
 def test_masked_items_do_not_count():
     q = torch.tensor([1.0, 5.0])
     assert float(losses.td_loss(q, q, torch.zeros(2), torch.tensor([1.0, 0.0]))) == 2.0

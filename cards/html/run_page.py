@@ -40,7 +40,7 @@ class RunPage:
     curves: Mapping[str, Sequence[Plot]]
     times: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, str]]
-    across: str = "record of metrics.jsonl"
+    across: str = "record (one every 20 updates; online, every episode)"
 
 
 def write_run_page(page: RunPage, path: Path) -> Path:
