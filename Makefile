@@ -8,7 +8,7 @@ GL_PACKAGES := libegl1 libgl1-mesa-dri
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   record, validate and show a small dataset (about a minute after set-up)"
+	@echo "make demo   demonstrations, encoder, stages 2 and 3 of VRL3: a policy and a page (minutes after set-up)"
 	@echo "make test   run the tests"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   write docs/cli.md anew from the commands"

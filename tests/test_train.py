@@ -22,7 +22,7 @@ from point_reach import poor_demonstrations
 import vrl3data
 from vrl3data import app, envs
 from vrl3data.encoders.encoder import Encoder, EncoderSpec
-from vrl3data.errors import ConfigError, DamagedError, Diverged
+from vrl3data.errors import ConfigError, DamagedError, DestinationError, Diverged
 from vrl3data.rl import train as training
 from vrl3data.rl.config import VRL3Config, preset
 from vrl3data.rl.evaluation import save_film, wilson
@@ -378,7 +378,7 @@ def test_a_rollout_is_a_dataset_that_stage_2_takes(policy: Path, tmp_path: Path)
     found = rollout(Policy.from_pretrained(policy), tmp_path / "set", RolloutOptions(episodes=2))
     assert found.samples == 2
     with vrl3data.open(tmp_path / "set") as dataset, open_stage(REACH, 3) as stage:
-        played = stage.play(Policy.from_pretrained(policy).choose, 500_000)
+        played = stage.play(Policy.from_pretrained(policy).choose, 300_000_000)
         assert np.array_equal(dataset[0]["obs.image.main"], played.images["obs.image.main"])
         assert np.allclose(dataset[0]["action"], played.action_TA)
         assert dataset[0].meta["origin"] == "policy"
@@ -386,6 +386,12 @@ def test_a_rollout_is_a_dataset_that_stage_2_takes(policy: Path, tmp_path: Path)
           TrainOptions(encoder="random:resnet6_32channel", episodes=0, stage="2"))  # fmt: skip
     again = rollout(Policy.from_pretrained(policy), tmp_path / "set", RolloutOptions(episodes=2))
     assert again.fingerprint == found.fingerprint
+    with pytest.raises(DestinationError, match="is finished with 2 episodes, not 3"):
+        rollout(Policy.from_pretrained(policy), tmp_path / "set", RolloutOptions(episodes=3))
+    other = Policy.from_pretrained(policy)
+    torch.nn.init.zeros_(other.actor.net[4].weight)
+    with pytest.raises(DestinationError, match="another"):
+        rollout(other, tmp_path / "set", RolloutOptions(episodes=2))
 
 
 def test_wilson_intervals() -> None:

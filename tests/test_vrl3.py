@@ -225,6 +225,14 @@ def test_bc_imitates_the_demonstrations_where_they_are_given():
     assert found["bc"] == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_the_actors_gradient_comes_from_the_demonstrations_too():
+    agent, how = make_agent(), replace(STAGE3, encoder_gradient="actor", bc_weight=1.0)
+    agent.set_mode("frozen")
+    before = agent.encoder.network.stem.weight.detach().clone()
+    agent.update(make_batch(0), make_draws(0), how, make_draws(5).shift_obs_B2, make_batch(9))
+    assert not torch.equal(before, agent.encoder.network.stem.weight)
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_changes_anything():
     agent, batch = make_agent(), make_batch(0)
     agent.set_mode("frozen")
@@ -279,6 +287,27 @@ def test_settings_are_checked():
         preset("paper", {"stage2.updates": "many"})
     with pytest.raises(ConfigError, match="frames is a value"):
         preset("paper", {"frames.x": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [("agent.batch_norm", "frozn", "no 'frozn'; did you mean 'frozen'"), ("sample_by", "steps", "did you mean 'step'"),
+     ("stage2.encoder_gradient", "Critic", "did you mean 'critic'"), ("precision", "bf32", "did you mean"),
+     ("agent.n_step", 0, "of at least 1, found 0"), ("agent.gamma", 2, "from 0 to 1, found 2.0"),
+     ("batch_size", -1, "of at least 1"), ("stage3.update_every", "0", "of at least 1"), ("frames", 0, "of at least 1"),
+     ("agent.lr", "nan", "of at least 0, found nan"), ("stage2.cql_random", -1, "of at least 0")],
+)  # fmt: skip
+def test_words_and_ranges_are_checked(key, value, match):
+    with pytest.raises(ConfigError, match=rf"^{key}: .*{match}"):
+        preset("paper", {key: value})
+
+
+def test_every_setting_is_explained():
+    told = {name: (value, source) for name, value, source in explain(preset("bc", {"stage3.q_weight": 5.0}))}
+    assert told["stage3.q_weight"] == ("5.0", "set by you; the preset has 1.0")
+    assert told["agent.pretanh_weight"][1].startswith("released configuration")
+    assert "agent.hidden_dim" in told
+    assert "preset" not in told
 
 
 def test_draws_come_from_the_generator_alone():

@@ -106,14 +106,14 @@ def record(
     facts = asdict(options) | {"policy": options.policy if act else "random"}
     record_options = RecordOptions(
         name=options.name or f"{env_name.lower()}-{options.policy}",
-        task=getattr(env, "task", env_name),
+        task=getattr(env.unwrapped, "task", env_name),
         origin="scripted" if options.policy == "scripted" else "policy",
         codec=options.codec,
         split=options.split,
         license=options.license,
         session=f"seed-{options.seed}",
         options={key: facts[key] for key in ("steps", "seed", "policy", "noise", "image_size")},
-        renderer=env.renderer if hasattr(env, "renderer") else "",
+        renderer=getattr(env.unwrapped, "renderer", ""),
     )
     try:
         with Recorder(env, dest, record_options, reporter) as recorder:
@@ -164,7 +164,9 @@ def _environment(name: str, options: LiveOptions) -> tuple[Any, Any]:
         )
     act = _load(DEMONSTRATORS[name])(noise=options.noise) if options.policy == "scripted" else None
     if name in ENVS:
-        return _load(ENVS[name])(image_size=options.image_size, max_steps=options.steps), act
+        from vrl3data.envs.repeat import unscaled
+
+        return unscaled(_load(ENVS[name])(image_size=options.image_size, max_steps=options.steps)), act
     try:
         return gymnasium.make(name, max_episode_steps=options.steps), act
     except gymnasium.error.Error as error:

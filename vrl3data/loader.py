@@ -6,6 +6,7 @@ Imports torch only for device storage.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -146,6 +147,11 @@ def load_episodes(
         rows: dict[str, Rows] = {}
         for name, feature in described.items():
             picture = len(feature.shape) == 3
+            need = (
+                int(counts[name].sum()) * int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
+            )
+            if storage != "mmap" and need > physical_memory():
+                raise ConfigError(f"{name} takes {need / 1e9:.0f} GB in memory; use storage 'mmap'")
             if storage == "mmap" and picture:
                 rows[name] = _mapped(dataset, feature, chosen, counts[name])
             else:
@@ -154,6 +160,11 @@ def load_episodes(
                     DeviceRows(values, storage) if picture and storage not in ("ram", "mmap") else RamRows(values)
                 )
     return EpisodeTable(layout, described, rows, tuple(chosen))
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _described(dataset: Dataset, features: Sequence[str]) -> dict[str, Feature]:

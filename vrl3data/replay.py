@@ -103,7 +103,7 @@ class Replay:
             states = layout.state_starts_E[episode] + np.arange(length + 1)
             steps = layout.step_starts_E[episode] + np.arange(length)
             stepwise = (self.spec.action, self.spec.reward)
-            values = {name: table.gather(name, steps if name in stepwise else states) for name in self.spec.features}
+            values = {n: _host(table.gather(n, steps if n in stepwise else states)) for n in self.spec.features}
             self.add(values, terminated=bool(layout.terminated_E[episode] and layout.finals_E[episode]))
 
     def sample(self, batch: int, rng: np.random.Generator, spec: BatchSpec | None = None, *,
@@ -171,8 +171,21 @@ class Replay:
         for name in self.spec.features:
             value = np.asarray(values[name])
             if name not in self._ring:
-                self._ring[name] = np.zeros((self.capacity, *value.shape[1:]), value.dtype)
+                try:
+                    self._ring[name] = np.zeros((self.capacity, *value.shape[1:]), value.dtype)
+                except MemoryError as error:
+                    raise ConfigError(f"{self.capacity} states of {name} do not fit in memory") from error
             self._ring[name][start : start + len(value)] = value
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether there is anything to draw a batch from."""
+        spec = self.spec
+        return bool(Starts.of(self.layout, spec.n_step, whole=spec.whole_windows, by=spec.by).total)
+
+    def check_windows(self) -> None:
+        """ConfigError if no episode is long enough for an n-step window."""
+        self._starts_for(self.spec, "all", True)
 
     def _starts_for(self, spec: BatchSpec, episodes: Episodes, bootstrap: bool) -> Starts:
         layout = self.layout
@@ -205,8 +218,14 @@ class Replay:
             return ring[rows - offline]
         found = np.empty((*rows.shape, *ring.shape[1:]), ring.dtype)
         found[online] = ring[rows[online] - offline]
-        found[~online] = self.table.gather(feature, rows[~online])
+        found[~online] = _host(self.table.gather(feature, rows[~online]))
         return found
+
+
+def _host(values: Any) -> Array:
+    """What lies on a device, in memory."""
+    found: Array = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+    return found
 
 
 def as_channels(views: list[Any]) -> Any:

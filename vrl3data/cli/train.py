@@ -32,12 +32,16 @@ def train() -> None:
 @click.option("--split", help="Split of --data.", show_default="all episodes")
 @click.option("--storage", default="ram", show_default=True, help="Where frames are: ram, mmap, or cuda.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--image-size", type=int, default=84, show_default=True)
-@click.option("--max-steps", type=int, default=0, help="Frames of an episode.", show_default="the environment's")
+@click.option("--image-size", type=click.IntRange(16, 1024), default=84, show_default=True)
+@click.option(
+    "--max-steps", type=click.IntRange(0), default=0, help="Frames of an episode.", show_default="the environment's"
+)
 @click.option("--env-set", multiple=True, metavar="KEY=VALUE", help="Of the environment, such as rewards=gymnasium.")
-@click.option("--episodes", type=int, default=25, show_default=True, help="Of each evaluation; 0 for none.")
-@click.option("--evaluate-every", type=int, default=50_000, show_default=True, help="Frames of stage 3.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--episodes", type=click.IntRange(0), default=25, show_default=True, help="Of each evaluation; 0 for none."
+)
+@click.option("--evaluate-every", type=click.IntRange(1), default=50_000, show_default=True, help="Frames of stage 3.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 @quiet_option
 def vrl3(data: str | None, env_name: str, out: Path, preset: str, explain: bool, as_json: bool, quiet: bool,
@@ -72,7 +76,9 @@ def vrl3(data: str | None, env_name: str, out: Path, preset: str, explain: bool,
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.option("--episodes", type=int, default=100, show_default=True)
-@click.option("--first-seed", type=int, default=500_000, show_default=True, help="Reset seed of the first episode.")
+@click.option(
+    "--first-seed", type=click.IntRange(0), default=500_000, show_default=True, help="Reset seed of the first episode."
+)
 @click.option("--film", type=click.Path(path_type=Path), help="Film of the first eight episodes (.gif, .webp, .png).")
 @json_option
 @quiet_option
@@ -98,7 +104,8 @@ def evaluate(policy: Path, episodes: int, first_seed: int, film: Path | None, as
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--episodes", type=int, default=20, show_default=True)
-@click.option("--first-seed", type=int, default=500_000, show_default=True, help="Reset seed of the first episode.")
+@click.option("--first-seed", type=click.IntRange(0), default=300_000_000, show_default=True,
+              help="Reset seed of the first episode.")  # fmt: skip
 @click.option("--codec", default="raw", show_default=True, help="raw, png, or jpeg:Q.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--name", default="", help="Name of the dataset.", show_default="from the environment")

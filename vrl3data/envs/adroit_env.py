@@ -83,6 +83,7 @@ class AdroitEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     ) -> None:
         if rewards not in VARIANTS:
             raise ConfigError(f"unknown reward variant {rewards!r}{did_you_mean(rewards, VARIANTS)}")
+        cameras = tuple(cameras.split(",")) if isinstance(cameras, str) else tuple(cameras)
         if len(set(cameras)) != len(cameras):
             raise ConfigError(f"expected each camera once, found {', '.join(cameras)}")
         facts = TASKS[self.task_name]

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import TransformReward
 
 from vrl3data.errors import ConfigError
+
+
+def unscaled(env: Any) -> Any:
+    """Datasets hold the environment's rewards before scaling; whoever learns from them scales (`reward_scale`)."""
+    scale = float(env.get_wrapper_attr("reward_scale"))
+    return env if scale == 1 else TransformReward(env, lambda reward: float(reward) / scale)
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -39,6 +39,7 @@ class Draws:
 
     @classmethod
     def make(cls, batch: int, action_dim: int, pad: int, n_random: int, generator: torch.Generator) -> Draws:
+        """Draws for a batch, all from `generator`."""
         normal = [torch.randn(batch, action_dim, generator=generator) for _ in range(4)]
         shifts = [torch.randint(0, 2 * pad + 1, (batch, 2), generator=generator) for _ in range(2)]
         uniform_RBA = torch.rand(n_random, batch, action_dim, generator=generator) * 2 - 1
@@ -81,9 +82,9 @@ class VRL3Agent(nn.Module):
     def device(self) -> str:
         return str(next(self.actor.parameters()).device)
 
-    def fresh_optimizers(self, lr: float | None = None) -> None:
+    def fresh_optimizers(self) -> None:
         """Adam for each part, without memory."""
-        rate = self.config.lr if lr is None else lr
+        rate = self.config.lr
         rates = {"encoder": rate * self.config.encoder_lr_scale, "actor": rate, "critic": rate}
         parts = {"encoder": self.encoder, "actor": self.actor, "critic": self.critic}
         self.optimizers = {
@@ -93,6 +94,7 @@ class VRL3Agent(nn.Module):
         }
 
     def set_lr(self, lr: float) -> None:
+        """The learning rate of actor and critic; the encoder's is scaled."""
         for name, optimizer in self.optimizers.items():
             scale = self.config.encoder_lr_scale if name == "encoder" else 1.0
             for group in optimizer.param_groups:
@@ -121,25 +123,25 @@ class VRL3Agent(nn.Module):
                demo_batch: Batch | None = None) -> dict[str, float]:  # fmt: skip
         """One update of critic, encoder and actor (released code, `update`; its order of operations is kept).
 
-        `demo_batch` is what BC imitates (`demo`: shifts of its images), None: the batch itself. Diverged, before
-        anything is changed by it, if a loss is not finite.
+        `demo_batch` is what BC imitates (`demo`: shifts of its images), None: the batch itself. Diverged if a loss is
+        not finite, before a step is made by it; the actor's comes after the critic's step.
         """
-        with self._precision():
+        with self.precision():
             state = self._encode(batch, "obs", draws.shift_obs_B2, grad=how.encoder_gradient != "none")
-            with torch.no_grad():
-                next_state = self._encode(batch, "next_obs", draws.shift_next_B2, grad=False)
-                taught = None
-                if demo_batch is not None and how.bc_weight:
-                    taught = (self._encode(demo_batch, "obs", demo, grad=False), demo_batch["action"])
+            next_state = self._encode(batch, "next_obs", draws.shift_next_B2, grad=False)
+            taught = None
+            if demo_batch is not None and how.bc_weight:
+                by_actor = how.encoder_gradient == "actor"
+                taught = (self._encode(demo_batch, "obs", demo, grad=by_actor), demo_batch["action"])
         found = self._update_critic(batch, draws, how, state, next_state)
-        attached = state if how.encoder_gradient == "actor" else None
+        attached = state if how.encoder_gradient == "actor" and how.bc_weight else None
         found |= self._update_actor(batch, draws, how, state.detach(), taught, attached)
         self._follow()
         return found
 
     def bc_update(self, batch: Batch, shift_B2: torch.Tensor) -> dict[str, float]:
         """One update of encoder and actor by behaviour cloning alone: the paper's warm-up."""
-        with self._precision():
+        with self.precision():
             pretanh_BA = self.actor(self._encode(batch, "obs", shift_B2, grad=True)).float()
         cloning = losses.behaviour_cloning(torch.tanh(pretanh_BA), batch["action"])
         loss = cloning + self._pretanh(pretanh_BA)
@@ -149,12 +151,11 @@ class VRL3Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, images_BCHW: torch.Tensor | None, sensor_BS: torch.Tensor | None) -> torch.Tensor:
-        """Mean actions (B, A) with BatchNorm's running statistics."""
+        """Mean actions (B, A) with BatchNorm's running statistics, in float32 as the saved policy gives them."""
         was_training = self.training and self.encoder is not None and self.encoder.training
         if self.encoder is not None:
             self.encoder.eval()
-        with self._precision():
-            action = torch.tanh(self.actor(self.state(images_BCHW, sensor_BS)).float())
+        action = torch.tanh(self.actor(self.state(images_BCHW, sensor_BS)).float())
         if self.encoder is not None and was_training:
             self.encoder.train()
         return action
@@ -175,7 +176,7 @@ class VRL3Agent(nn.Module):
         through = how.encoder_gradient == "critic" and self.encoder is not None
         state = state if through else state.detach()
         clip = self.config.noise_clip
-        with self._precision():
+        with self.precision():
             with torch.no_grad():
                 next_pretanh = self.actor(next_state).float()
                 next_action = sample_action(next_pretanh, draws.target_noise_BA, how.std, clip)
@@ -216,7 +217,7 @@ class VRL3Agent(nn.Module):
     ) -> dict[str, float]:  # fmt: skip
         """`state` is that from before the critic's step, detached; `attached` the same with its graph."""
         found: dict[str, torch.Tensor] = {}
-        with self._precision():
+        with self.precision():
             pretanh_BA = self.actor(state).float()
             loss = self._pretanh(pretanh_BA)
             if how.q_weight:
@@ -257,7 +258,8 @@ class VRL3Agent(nn.Module):
             target.lerp_(own, self.config.target_tau)
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
+        """Networks in bf16 within it, where that was asked for."""
         with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.bf16):
             yield
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from vrl3data.errors import ConfigError, did_you_mean
@@ -50,8 +51,9 @@ class Stage2Config:
     q_weight: float = 1.0
     bc_weight: float = 0.0
     encoder_gradient: EncoderGradient = "critic"
+    """Of the updates after the warm-up; the warm-up trains the encoder."""
     anneal: float = 1.0
-    """Share of the learning rate that is left at the last offline update; it falls linearly. 1: constant."""
+    """The learning rate falls linearly towards this share of itself over the offline updates. 1: constant."""
     fresh_optimizers: bool = False
     """Whether the optimisers forget the warm-up before the critic starts."""
 
@@ -80,8 +82,6 @@ class Stage3Config:
     capacity: int = 1_000_000
     """Agent steps of online experience that are kept."""
     protect_demonstrations: bool = True
-    checkpoint_every: int = 20
-    """Episodes."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,12 @@ RUN = "run names of the paper's figures (plot_utils/vrl3_plot_example.py)"
 CODE = "released configuration (src/cfgs_adroit/config.yaml)"
 FIGURES = "figure scripts: 'No Grad Eval' is the default of the paper's runs"
 OURS = "ours, for minutes on a CPU"
+
+DEFAULTS: Mapping[str, str] = dict.fromkeys(
+    ("agent.hidden_dim", "agent.trunk_dim", "agent.shift_pad", "agent.noise_clip", "agent.pretanh_weight",
+     "agent.pretanh_threshold", "stage3.update_every", "stage3.capacity", "whole_windows", "sample_by"), CODE,
+) | {"stage3.bc_decay_steps": "src/vrl3_agent.py: 40,000 agent steps"}  # fmt: skip
+"""Where values come from that no preset changes."""
 
 PRESETS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
     "paper": {
@@ -162,11 +168,21 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> VRL3Config:
 
 
 def explain(config: VRL3Config) -> list[tuple[str, str, str]]:
-    """(name, value, source) of everything that the preset sets, with what was changed from it."""
+    """(name, value, source) of every setting: the preset's source, `default`, or that it was set by the caller."""
     found = []
-    for key, (value, source) in PRESETS[config.preset].items():
+    for key, default in _flat(VRL3Config()).items():
+        value, source = PRESETS[config.preset].get(key, (default, DEFAULTS.get(key, "default")))
         actual = get(config, key)
         found.append((key, f"{actual}", source if actual == value else f"set by you; the preset has {value}"))
+    return [row for row in found if row[0] != "preset"]
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of nested dataclasses by dotted name."""
+    found: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        found |= _flat(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
     return found
 
 
@@ -201,7 +217,30 @@ def _converted(key: str, old: Any, value: Any) -> Any:
         value = float(value)
     if type(value) is not type(old):
         raise ConfigError(f"{key}: expected {_KINDS[type(old)]}, found {value!r}")
+    _check_range(key, value)
     return value
+
+
+def _check_range(key: str, value: Any) -> None:
+    name = key.rpartition(".")[2]
+    if name in WORDS and value not in WORDS[name]:
+        raise ConfigError(f"{key}: no {value!r}{did_you_mean(value, WORDS[name])}")
+    if isinstance(value, (str, bool)):
+        return
+    least = 0 if key == "stage3.frames" else LEAST.get(name, 0)
+    most = 1 if name in SHARES else math.inf
+    if not math.isfinite(value) or not least <= value <= most:
+        limit = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ConfigError(f"{key}: expected a number {limit}, found {value!r}")
+
+
+WORDS = {
+    "batch_norm": ("frozen", "train"), "bc_batch_norm": ("frozen", "train"), "sample_by": ("episode", "step"),
+    "encoder_gradient": ("critic", "actor", "none"), "precision": ("auto", "bf16", "fp32"),
+}  # fmt: skip
+LEAST = {"frames": 1, "action_repeat": 1, "batch_size": 1, "hidden_dim": 1, "trunk_dim": 1, "n_step": 1,
+         "update_every": 1, "bc_decay_steps": 1, "capacity": 1}  # fmt: skip
+SHARES = ("gamma", "target_tau", "anneal", "bc_decay")
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

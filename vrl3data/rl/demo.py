@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from pretrain.inflate import inflate
 from pretrain.train import SelfSupervisedConfig, pretrain_hilp
 from vrl3data import app, storage
 from vrl3data.encoders.encoder import Encoder
-from vrl3data.errors import DamagedError
+from vrl3data.errors import ConfigError, DamagedError
 from vrl3data.report import Reporter
 from vrl3data.rl.config import VRL3Config, preset
-from vrl3data.rl.evaluation import evaluate_policy
+from vrl3data.rl.evaluation import FILMED, evaluate_policy
 from vrl3data.rl.play import EnvSpec, open_stage
 from vrl3data.rl.policy import Policy
 from vrl3data.rl.train import TrainOptions, TrainResult, train
@@ -29,7 +29,7 @@ from vrl3data.validation import validate
 ENV = "fetch-reach"
 PACKAGED_ENCODER = "packaged:resnet6_32channel-imagenette"
 RANDOM_ENCODER = "random:resnet6_32channel"
-FILMED = 8
+OPTIONS = "demo.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def demo(dest: Path, options: DemoOptions, reporter: Reporter) -> DemoResult:
     """
     seconds: dict[str, float] = {}
     data = dest / ENV
+    _same_demo(dest, options)
     with _timed("demonstrations", seconds):
         record(data, options, reporter)
     with _timed("stage 1", seconds):
@@ -85,12 +86,28 @@ def demo(dest: Path, options: DemoOptions, reporter: Reporter) -> DemoResult:
     found = _train(data, env, runs["vrl3"], config, options, source, "both", reporter)
     table.append((label if source != RANDOM_ENCODER else "stage 2, random encoder", found.scores["stage2"],
                   found.seconds["stage2"]))  # fmt: skip
-    table.append(("after stage 3", found.scores["stage3"], found.seconds["stage3"]))
+    if "stage3" in found.scores:
+        table.append(("after stage 3", found.scores["stage3"], found.seconds["stage3"]))
     for name, _, spent in table:
         seconds[name] = spent
     with _timed("film", seconds):
         policy, film = _keep(found, env, config, dest, reporter)
     return DemoResult(tuple(table), seconds, data, encoder, policy, film, runs)
+
+
+def _same_demo(dest: Path, options: DemoOptions) -> None:
+    """A directory holds one demo: ConfigError if it was begun with other options."""
+    facts = json.loads(json.dumps({**asdict(options), "settings": dict(options.settings or {})}))
+    path = dest / OPTIONS
+    if path.is_file():
+        found = json.loads(path.read_bytes())
+        changed = sorted(name for name in facts if found.get(name) != facts[name])
+        if changed:
+            raise ConfigError(f"{dest} holds a demo with another {', '.join(changed)}; choose another DEST")
+        return
+    with storage.writing(dest):
+        dest.mkdir(parents=True, exist_ok=True)
+        storage.replace_file(path, json.dumps(facts, indent=2).encode() + b"\n")
 
 
 def record(data: Path, options: DemoOptions, reporter: Reporter) -> None:

@@ -22,6 +22,8 @@ from vrl3data.schema import Array
 EVALUATION_SEED = 500_000
 """Episode k of an evaluation is reset with this + k; no other episode of ours has such a seed."""
 Z95 = 1.959964
+FILMED = 8
+"""Episodes in a film."""
 FILMS = (".gif", ".webp", ".png")
 
 
@@ -61,6 +63,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Success of a policy (or of the one in a directory) in its own environment, with mean actions."""
     check_film(film)
+    if film is not None and isinstance(policy, Policy) and not policy.spec.cameras:
+        raise ConfigError("this policy has no cameras: there are no images to make a film of")
     policy = policy if isinstance(policy, Policy) else Policy.from_pretrained(policy)
     with open_stage(policy.spec.env_spec(), policy.spec.frames) as stage:
         return evaluate_policy(stage, policy.choose, episodes, reporter, first_seed, film)
@@ -82,7 +86,7 @@ def evaluate_policy(
             last.append(episode.success_last)
             ever.append(episode.success_any)
             returns.append(float(episode.reward_T.sum()))
-            if film is not None and len(played) < 8:
+            if film is not None and len(played) < FILMED:
                 played.append(episode)
             advance(1)
     if film is not None:

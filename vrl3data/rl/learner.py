@@ -30,6 +30,8 @@ from vrl3data.schema import Array
 STATE, ONLINE, BATCH = "checkpoint.safetensors", "online", "diverged_batch.safetensors"
 FACTS = "facts"
 BC_DROP_AT, BC_DROP = 0.7, 0.3
+SETTLED = ("config.stage3.protect_demonstrations", "config.stage3.capacity")
+"""The replay is made of these from the first update on."""
 RECALIBRATION = (12, 128)
 """Batches, and images in each, for BatchNorm's statistics after the warm-up."""
 
@@ -45,6 +47,8 @@ class Counters:
     agent_steps: int = 0
     frames: int = 0
     online_updates: int = 0
+    seconds2: float = 0.0
+    seconds3: float = 0.0
 
     @property
     def updates(self) -> int:
@@ -83,7 +87,7 @@ class Learner:
             rng = np.random.default_rng((self.seed, 2**31))
             count, size = RECALIBRATION
             batches = (self._batch(size, rng, episodes="offline", bootstrap=False)["obs"] for _ in range(count))
-            with agent._precision():
+            with agent.precision():
                 recalibrate(agent.encoder, batches)
         if stage2.fresh_optimizers:
             agent.fresh_optimizers()
@@ -115,9 +119,7 @@ class Learner:
 
     def explore(self, images: Array | None, sensor: Array | None) -> Array:
         """The mean action plus noise of stage 3, limited to the open cube: (A,). Not clipped otherwise, as released."""
-        as_batch = {"obs": images, "sensor": sensor}
-        tensors = to_tensors(as_batch, self.agent.device)
-        mean_A = self.agent.act(tensors.get("obs"), tensors.get("sensor"))[0].cpu().numpy()
+        mean_A = self.exploit(images, sensor)
         rng = np.random.default_rng((self.seed, 1, self.counters.agent_steps))
         noisy = mean_A + self.config.stage3.std * rng.standard_normal(len(mean_A))
         action_A: Array = np.clip(noisy, -1 + 1e-6, 1 - 1e-6).astype(np.float32)
@@ -128,6 +130,11 @@ class Learner:
         tensors = to_tensors({"obs": images, "sensor": sensor}, self.agent.device)
         action_A: Array = self.agent.act(tensors.get("obs"), tensors.get("sensor"))[0].cpu().numpy()
         return action_A
+
+    @property
+    def stage2_done(self) -> bool:
+        plan, done = self.config.stage2, self.counters
+        return done.bc >= plan.bc_updates and done.offline >= plan.updates
 
     def remember(self, episode: Played) -> None:
         """Add an online episode to the replay, on disk first."""
@@ -191,7 +198,7 @@ class Learner:
     def _check_facts(self, found: Mapping[str, Any], online: bool) -> None:
         """A run may be made longer online, and stage 3 be set otherwise before it has begun. Nothing else changes."""
         free = "config.stage3.frames" if online else "config.stage3."
-        changed = [name for name in _differences(self.facts, found) if not name.startswith(free)]
+        changed = [n for n in _differences(self.facts, found) if n in SETTLED or not n.startswith(free)]
         if changed:
             raise ConfigError(f"the directory holds a run with another {', '.join(changed)}; choose another --out")
 
@@ -202,8 +209,8 @@ class Learner:
             return False
         with locate(path=path):
             tensors, facts = _read(path)
-            self._check_facts(facts["run"], online=bool(facts["counters"]["frames"]))
             try:
+                self._check_facts(facts["run"], online=bool(facts["counters"]["frames"]))
                 self.agent.load_state_dict(_below(tensors, "agent."))
                 for part, optimizer in self.agent.optimizers.items():
                     _restore_optimizer(optimizer, _below(tensors, f"optimizer.{part}."))

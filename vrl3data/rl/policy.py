@@ -93,10 +93,17 @@ class Policy(nn.Module):
         action_A: Array = self.act(images, sensor)[0].numpy()
         return action_A
 
+    def _weights(self) -> bytes:
+        return save({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()})
+
+    def digest(self) -> str:
+        """sha256 of the weights, as the sidecar has it."""
+        return hashlib.sha256(self._weights()).hexdigest()
+
     def save_pretrained(self, directory: Path | str) -> Path:
         """Write weights and sidecar; the sidecar, with the hash of the weights, last."""
         target = Path(directory)
-        data = save({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()})
+        data = self._weights()
         digest = hashlib.sha256(data).hexdigest()
         sidecar = {"checkpoint_version": CHECKPOINT_VERSION, **asdict(self.spec), "sha256": digest}
         with storage.writing(target):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,13 @@ class TrainOptions:
     checkpoint_seconds: float = 60.0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.episodes < 0 or self.evaluate_every < 1:
+            raise ConfigError(
+                f"expected seed and episodes of at least 0 and evaluate_every of at least 1, found {self.seed}, "
+                f"{self.episodes} and {self.evaluate_every}"
+            )
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -74,15 +82,20 @@ def train(
     `data`, stage 3 only. ConfigError for what does not fit together, Diverged if a loss is not finite.
     """
     directory, reporter = Path(out), reporter or Silent()
+    env = replace(env, action_repeat=config.action_repeat)
     if data is None and options.stage != "3":
         raise ConfigError("stage 2 learns from demonstrations: a dataset is needed")
+    if options.stage == "3" and not config.stage3.frames:
+        raise ConfigError("stage 3 has no frames: set stage3.frames")
+    check_device(options.device)
     with open_stage(env, config.frames) as stage, _dataset(data) as dataset, Metrics(_made(directory)) as metrics:
         learner, facts = _learner(dataset, stage, config, options, directory, reporter)
         run = _Run(learner, stage, options, metrics, reporter, facts)
-        if learner.restore():
-            counters = learner.counters
-            metrics.rewind(counters.updates)
-            reporter.note(f"going on after {counters.updates} updates and {counters.episodes} online episodes")
+        restored = learner.restore()
+        metrics.rewind(learner.counters.updates if restored else -1)
+        if restored:
+            done = learner.counters
+            reporter.note(f"going on after {done.updates} updates and {done.episodes} online episodes")
         with deferred() as interrupted:
             run.interrupted = interrupted
             if options.stage in ("2", "both"):
@@ -100,28 +113,31 @@ class _Run:
         self.interrupted: Callable[[], bool] = lambda: False
         self.scores: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
-        self._saved = time.monotonic()
+        self._saved = self._clock = time.monotonic()
         self.policy = learner.directory / "stage2"
 
     def stage2(self) -> None:
         """The paper's warm-up, then conservative updates."""
-        learner, plan, started = self.learner, self.learner.config.stage2, time.monotonic()
-        counters = learner.counters
-        if self._ended("stage2", counters.bc >= plan.bc_updates and counters.offline >= plan.updates):
+        learner, plan, counters = self.learner, self.learner.config.stage2, self.learner.counters
+        if self._ended("stage2", learner.stage2_done):
             return
+        if counters.frames:
+            raise ConfigError("stage 3 has begun in this directory; choose another --out for stage 2")
+        self._clock = time.monotonic()
         self._updates("stage 2, behaviour cloning", plan.bc_updates, lambda: counters.bc, learner.clone_behaviour)
         learner.after_cloning()
         self._updates("stage 2, offline", plan.updates, lambda: counters.offline, learner.learn_offline)
-        self.seconds["stage2"] = time.monotonic() - started
         self._end("stage2")
 
     def stage3(self) -> None:
         """Episodes, with updates between their steps."""
-        learner, plan, started = self.learner, self.learner.config.stage3, time.monotonic()
-        counters = learner.counters
+        learner, plan, counters = self.learner, self.learner.config.stage3, self.learner.counters
         if not plan.frames or self._ended("stage3", counters.frames >= plan.frames):
             return
+        if not counters.frames and (counters.bc or counters.offline) and not learner.stage2_done:
+            raise ConfigError("stage 2 is not finished in this directory; --stage both goes on with it")
         learner.after_cloning()
+        self._clock = time.monotonic()
         evaluated = counters.frames // self.options.evaluate_every
         with self.reporter.progress("stage 3, online", plan.frames, "frames") as advance:
             advance(counters.frames)
@@ -137,11 +153,10 @@ class _Run:
                     "episode_success": float(episode.success_last),
                 }
                 self.metrics.write(counters.updates, {**values, "frames": counters.frames})
-                self._boundary()
                 if plan.frames > counters.frames and counters.frames // self.options.evaluate_every > evaluated:
                     evaluated = counters.frames // self.options.evaluate_every
                     self._evaluate(f"frames {counters.frames}")
-        self.seconds["stage3"] = time.monotonic() - started
+                self._boundary()
         self._end("stage3")
 
     def finish(self) -> TrainResult:
@@ -160,7 +175,7 @@ class _Run:
     def _after_step(self) -> None:
         learner = self.learner
         learner.counters.agent_steps += 1
-        if learner.counters.agent_steps % learner.config.stage3.update_every == 0 and learner.replay.layout.episodes:
+        if learner.counters.agent_steps % learner.config.stage3.update_every == 0 and learner.replay.has_windows:
             self._log(learner.learn_online())
 
     def _log(self, values: dict[str, float]) -> None:
@@ -170,6 +185,7 @@ class _Run:
     def _boundary(self) -> None:
         """Between updates of stage 2 and between episodes: here a run may stop, and goes on from here."""
         stop = self.interrupted()
+        self._count_seconds()
         if stop or time.monotonic() - self._saved >= self.options.checkpoint_seconds:
             self.learner.save()
             self._saved = time.monotonic()
@@ -178,7 +194,9 @@ class _Run:
             raise KeyboardInterrupt
 
     def _end(self, name: str) -> None:
-        self.learner.save()
+        self._count_seconds()
+        counters = self.learner.counters
+        self.seconds[name] = counters.seconds2 if name == "stage2" else counters.seconds3
         self.policy = self.learner.directory / name
         if self.options.episodes:
             self.scores[name] = self._evaluate(name).facts()
@@ -187,6 +205,16 @@ class _Run:
             "evaluation": EVALUATION, "seconds": round(self.seconds[name], 1),
         }  # fmt: skip
         _policy(self.learner, self.stage, provenance).save_pretrained(self.policy)
+        self.learner.save()
+
+    def _count_seconds(self) -> None:
+        """Adds what has passed since the last call to the stage that is running; it survives a stop."""
+        now, counters = time.monotonic(), self.learner.counters
+        if counters.frames or self.learner.stage2_done:
+            counters.seconds3 += now - self._clock
+        else:
+            counters.seconds2 += now - self._clock
+        self._clock = now
 
     def _ended(self, name: str, complete: bool) -> bool:
         """Whether this stage was finished before the run was stopped; its scores are those of its policy then."""
@@ -194,6 +222,8 @@ class _Run:
         if not complete or not (self.policy / SIDECAR).is_file():
             return False
         kept = Policy.from_pretrained(self.policy).spec.provenance
+        if self.options.episodes and not kept.get("scores") and name == "stage3":
+            return False
         self.scores[name], self.seconds[name] = dict(kept.get("scores", {})), float(kept.get("seconds", 0.0))
         return True
 
@@ -218,11 +248,15 @@ def _learner(
     }
     facts["data"] = spec = table = None
     if dataset is not None:
-        spec = pairing.batch_spec(dataset, stage, config)
+        spec = pairing.batch_spec(dataset, stage, config, encoder is not None, reporter)
         table = pairing.load_demonstrations(dataset, spec, stage, options.split, options.storage, reporter)
         found = dataset.manifest
-        facts["data"] = {"name": found.name, "fingerprint": found.fingerprint, "license": found.license}
-    replay = _replay(spec or _online_spec(stage, config), table, config)
+        facts["data"] = {"name": found.name, "fingerprint": found.fingerprint, "license": found.license,
+                         "split": options.split}  # fmt: skip
+    replay = _replay(spec or pairing.online_spec(stage, config, encoder is not None), table, config)
+    if table is not None and config.stage2.updates and options.stage != "3":
+        replay.check_windows()
+    pairing.check_memory(replay, stage)
     agent = _agent(config, options, encoder, stage)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "gymnasium-robotics")}
     facts |= {"objective": "vrl3", "preset": config.preset, "versions": {"vrl3data": __version__, **versions}}
@@ -235,7 +269,9 @@ def _learner(
 def _agent(config: VRL3Config, options: TrainOptions, encoder: Encoder | None, stage: Stage) -> VRL3Agent:
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        bf16 = use_bf16(config.precision) and encoder is not None
+        auto = options.device != "cpu" and config.precision == "auto"
+        bf16 = torch.cuda.is_bf16_supported() if auto else use_bf16(config.precision)
+        bf16 = bf16 and encoder is not None
         agent = VRL3Agent(config.agent, encoder, stage.sensor_dim, stage.action_dim, bf16)
     if options.device != "cpu":
         agent = agent.to(options.device)
@@ -253,19 +289,20 @@ def _replay(spec: BatchSpec, table: EpisodeTable | None, config: VRL3Config) -> 
     return replay
 
 
-def _online_spec(stage: Stage, config: VRL3Config) -> BatchSpec:
-    return BatchSpec(
-        stage.cameras, stage.sensor, frames=config.frames, n_step=config.agent.n_step, gamma=config.agent.gamma,
-        whole_windows=config.whole_windows, by=config.sample_by,
-    )  # fmt: skip
-
-
 def _encoder_facts(encoder: Encoder | None, source: str) -> dict[str, Any] | None:
     if encoder is None:
         return None
     made = {name: encoder.spec.provenance.get(name) for name in ("objective", "data")}
     named = source if ":" in source else Path(source).name
-    return {"source": named, "arch": encoder.spec.arch, "in_channels": encoder.spec.in_channels, **made}
+    weights = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in encoder.state_dict().values())
+    digest = hashlib.sha256(weights).hexdigest()
+    return {
+        "source": named,
+        "arch": encoder.spec.arch,
+        "in_channels": encoder.spec.in_channels,
+        "weights": digest,
+        **made,
+    }
 
 
 def _policy(learner: Learner, stage: Stage, provenance: dict[str, Any]) -> Policy:
@@ -291,6 +328,14 @@ def _dataset(data: Path | str | None) -> Iterator[Dataset | None]:
         return
     with open_dataset(data) as dataset:
         yield dataset
+
+
+def check_device(device: str) -> None:
+    """ConfigError if torch has no such device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"no device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def _made(directory: Path) -> Path:
