@@ -1,7 +1,7 @@
 """Channel inflation: an encoder of single images becomes one of stacked frames (VRL3's channel expansion).
 
-The first layer's weights are repeated over the input channels and divided by the number of images, so that k equal
-images give what one image gave.
+The weights of the first layer, a convolution or the embedding of patches, are repeated over the input channels and
+divided by the number of images, so that k equal images give what one image gave.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 average, metrics, checkpoints and resume.
 
 Step s draws everything from (seed, s), so a run that was stopped goes on exactly as if it had not been.
+Shapes: B items of a batch.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -22,13 +24,15 @@ from torch.optim.swa_utils import AveragedModel
 from pretrain import checkpoint
 from vrl3data import storage
 from vrl3data.errors import ConfigError, Vrl3dataError
+from vrl3data.interrupt import deferred
+from vrl3data.metrics import Metrics
 from vrl3data.report import Reporter, Silent
 
-METRICS = "metrics.jsonl"
+LOG_EVERY = 50
 
 
 class Diverged(Vrl3dataError):
-    """The loss is not finite any more."""
+    """The loss or its gradient is not finite any more."""
 
     exit_code = 3
 
@@ -39,13 +43,16 @@ class LoopConfig:
 
     steps: int
     batch_size: int = 64
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    """Of SGD, as `nesterov` is; `betas` are those of Adam and AdamW."""
     nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     decay_all: bool = False
     """Whether weight decay also takes biases and norms (VRL3's stage 1 does)."""
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = 0.25
     ema: float = 0.995
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -55,22 +62,63 @@ class LoopConfig:
     checkpoint_every: int = 500
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What one step draws from. Everything follows from (seed, step)."""
+
+    seed: int
+    step: int
+    steps: int
+    batch_size: int
+
+    @property
+    def progress(self) -> float:
+        """How far training is, in 0..1."""
+        return self.step / self.steps
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.step))
+
+    def rows_B(self, examples: int) -> torch.Tensor:
+        """The rows of this step in a table of `examples`: epochs are permutations, drawn from (seed, epoch)."""
+        epoch, place = divmod(self.step, examples // self.batch_size)
+        order = torch.randperm(examples, generator=torch.Generator().manual_seed(self.seed * 7_919 + epoch))
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
 class Objective(Protocol):
-    """What the loop trains. An nn.Module as well."""
+    """What the loop trains: an nn.Module whose state says everything about it, target networks included."""
 
-    examples: int
+    @property
+    def examples(self) -> int:
+        """How much there is to draw from; a batch is at most this."""
 
-    def batch(self, rows: torch.Tensor, progress: float, generator: torch.Generator) -> Any: ...
+    def sample(self, draw: Draw) -> dict[str, torch.Tensor]:
+        """The batch of a step, from `draw` and nothing else."""
 
-    def loss(self, batch: Any) -> tuple[torch.Tensor, dict[str, Any]]: ...
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss, and numbers for the log."""
 
-    def evaluate(self) -> dict[str, float]: ...
+    def after_step(self) -> None:
+        """Called after each step of the optimiser: target networks follow here."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores; the module is in evaluation mode."""
 
 
 class Trainer:
-    """Trains `objective` in `directory`, going on with the checkpoint that lies there."""
+    """Trains `objective` in `directory`, going on with the checkpoint that lies there.
 
-    def __init__(self, objective: Any, config: LoopConfig, directory: Path, reporter: Reporter | None = None) -> None:
+    `run` says what else must be equal for that (encoder, data); ConfigError if it is not.
+    """
+
+    def __init__(
+        self, objective: Any, config: LoopConfig, directory: Path, reporter: Reporter | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if config.steps < 1 or not 1 <= config.batch_size <= objective.examples:
             raise ConfigError(
                 f"expected at least one step and a batch of 1 to {objective.examples}, "
@@ -78,56 +126,70 @@ class Trainer:
             )
         self.objective, self.config, self.directory = objective, config, directory
         self.reporter = reporter or Silent()
+        self.facts = json.loads(json.dumps({"config": asdict(config), "run": dict(run or {})}))
         self.model: nn.Module = objective.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.model, config)
         self.average = _average(self.model, config.ema)
         self.step = 0
         with storage.writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
+        self.metrics = Metrics(directory)
         self._resume()
 
     def run(self) -> dict[str, float]:
-        """Train to the end. Returns the last evaluation. Diverged if the loss is not finite."""
-        with self.reporter.progress("training", self.config.steps, "steps") as advance:
-            advance(self.step)
-            started, first = time.monotonic(), self.step
-            while self.step < self.config.steps:
-                metrics = self.train_step()
-                advance(1)
-                if self.step % 50 == 0:
-                    speed = (self.step - first) * self.config.batch_size / (time.monotonic() - started)
-                    self._log({**{k: float(v) for k, v in metrics.items()}, "images_per_s": round(speed, 1)})
-                if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
-                    self._log(self.evaluate())
-                if self.step % self.config.checkpoint_every == 0:
-                    self.save()
-        scores = self.evaluate()
-        self._log(scores)
-        self.save()
+        """Train to the end. Returns the last evaluation.
+
+        Diverged if the loss or its gradient is not finite. Ctrl-C takes effect after the step that it meets, and
+        leaves a checkpoint there.
+        """
+        with self.metrics, deferred() as interrupted:
+            with self.reporter.progress("training", self.config.steps * self.config.batch_size, "images") as advance:
+                advance(self.step * self.config.batch_size)
+                started, first = time.monotonic(), self.step
+                while self.step < self.config.steps:
+                    metrics = self.train_step()
+                    advance(self.config.batch_size)
+                    if self.step % LOG_EVERY == 0:
+                        speed = (self.step - first) * self.config.batch_size / (time.monotonic() - started)
+                        self._log({**{k: float(v) for k, v in metrics.items()}, "images_per_s": round(speed, 1)})
+                    if self.config.evaluate_every and self.step % self.config.evaluate_every == 0:
+                        self._log(self.evaluate())
+                    if interrupted() or self.step % self.config.checkpoint_every == 0:
+                        self.save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+            scores = self.evaluate()
+            self._log(scores)
+            self.save()
         return scores
 
     def train_step(self) -> dict[str, Any]:
         """One step of the optimiser."""
-        config, progress = self.config, self.step / self.config.steps
+        config, draw = self.config, Draw(self.config.seed, self.step, self.config.steps, self.config.batch_size)
         self.model.train()
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        batch = self.objective.batch(self._rows(), progress, generator)
+        batch = self.objective.sample(draw)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * rate(config, progress)
+            group["lr"] = config.lr * rate(config, draw.progress)
         with self._precision():
             loss, metrics = self.objective.loss(batch)
-        if not torch.isfinite(loss):
-            place = checkpoint.save_batch(self.directory, batch)
-            raise Diverged(
-                f"the loss is {float(loss.detach())} at step {self.step}; its batch is in {place}; try a smaller lr"
-            )
+        self._check("loss", loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._check("gradient's norm", torch.nn.utils.get_total_norm(gradients), batch)
         self.optimizer.step()
+        self.objective.after_step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
         return metrics
+
+    def _check(self, name: str, value: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        if not torch.isfinite(value):
+            place = checkpoint.save_batch(self.directory, batch)
+            raise Diverged(
+                f"the {name} is {float(value.detach())} at step {self.step}; its batch is in {place}; try a smaller lr"
+            )
 
     def evaluate(self) -> dict[str, float]:
         """Scores of the averaged weights where there are any."""
@@ -146,32 +208,28 @@ class Trainer:
         state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             state |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        checkpoint.save(self.directory, state, self.optimizer, {"step": self.step, "config": asdict(self.config)})
+        checkpoint.save(self.directory, state, self.optimizer, {"step": self.step, **self.facts})
 
     def _resume(self) -> None:
         found = checkpoint.load(self.directory)
         if found is None:
+            self.metrics.rewind(0)
             return
         state, facts = found
-        if facts["config"] != json.loads(json.dumps(asdict(self.config))):
-            raise ConfigError(
-                f"{self.directory} holds a run with another configuration: {facts['config']}; choose another directory"
-            )
+        for name, now in self.facts.items():
+            then = facts.get(name)
+            if then != now:
+                raise ConfigError(
+                    f"{self.directory} holds a run with another configuration: {_differences(then, now)}; "
+                    "choose another directory"
+                )
         checkpoint.restore(self.model, state, "model.")
         if self.average is not None:
             checkpoint.restore(self.average, state, "average.")
         checkpoint.restore_optimizer(self.optimizer, state)
         self.step = facts["step"]
+        self.metrics.rewind(self.step)
         self.reporter.note(f"going on at step {self.step} of {self.directory}")
-
-    def _rows(self) -> torch.Tensor:
-        """The rows of this step: epochs are permutations, drawn from (seed, epoch)."""
-        per_epoch = self.objective.examples // self.config.batch_size
-        epoch, place = divmod(self.step, per_epoch)
-        order = torch.randperm(
-            self.objective.examples, generator=torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
-        )
-        return order[place * self.config.batch_size : (place + 1) * self.config.batch_size]
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
@@ -180,17 +238,23 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         if values:
-            with (
-                storage.writing(self.directory, "the checkpoint is safe"),
-                (self.directory / METRICS).open("a") as file,
-            ):
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
+            self.metrics.write(self.step, values)
+
+
+def _differences(then: Any, now: Any) -> str:
+    """`lr 0.1, not 0.05`, of what differs."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return f"{then}, not {now}"
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return ", ".join(f"{name} {then.get(name)}, not {now.get(name)}" for name in names)
 
 
 def rate(config: LoopConfig, progress: float) -> float:
-    """The share of `lr` at `progress` in 0..1: linear warm-up, then cosine to 0, or steps of 0.1 after each third."""
+    """The share of `lr` at `progress` in 0..1: linear warm-up, then cosine to 0, a tenth after each third, or 1."""
     if progress < config.warmup:
         return (progress + 1 / config.steps) / (config.warmup + 1 / config.steps)
+    if config.schedule == "constant":
+        return 1.0
     if config.schedule == "step":
         return float(0.1 ** int(progress * 3))
     return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
@@ -207,10 +271,14 @@ def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights = [p for _, p in named if p.ndim > 1 or config.decay_all]
     others = [p for _, p in named if p.ndim <= 1 and not config.decay_all]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}
+    ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=config.betas)
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -52,7 +52,7 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
         printed += ran.stdout
     assert "000000003.action.npy (7, 28)" in printed
     assert "torch.Size([2, 256])" in printed
-    assert "(256, 9, 84, 84) (256,) 0.97" in printed
+    assert "(256, 9, 84, 84) (256,) 0.99" in printed
     assert len(vrl3data.open(tmp_path / "out" / "mine")) > 1
 
 

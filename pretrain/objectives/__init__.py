@@ -2,5 +2,9 @@
 
 from __future__ import annotations
 
-OBJECTIVES = {"supervised": "pretrain.objectives.supervised:Supervised"}
+OBJECTIVES = {
+    "hilp": "pretrain.objectives.hilp:Hilp",
+    "mae": "pretrain.objectives.mae:Mae",
+    "supervised": "pretrain.objectives.supervised:Supervised",
+}
 """name -> a class as `pretrain.loop.Objective` describes it."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.augment import CropConfig, center_crop, random_resized_crop
+from pretrain.loop import Draw
 from vrl3data.encoders.encoder import Encoder
 from vrl3data.errors import ConfigError
 from vrl3data.images import ImageTable
@@ -61,14 +62,18 @@ class Supervised(nn.Module):
         """How many images one epoch has."""
         return len(self.train_data.labels_N)
 
-    def batch(self, rows: torch.Tensor, progress: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Augmented images and labels; `progress` in 0..1 says how far training is."""
-        size = self.size_at(progress)
-        images_BCHW = random_resized_crop(self.train_data.images_NCHW[rows], size, self.config.crop, generator)
-        return {"images": images_BCHW, "labels": self.train_data.labels_N[rows]}
+    def sample(self, draw: Draw) -> dict[str, torch.Tensor]:
+        """Augmented images and labels."""
+        rows_B = draw.rows_B(self.examples)
+        size, images_BCHW = self.size_at(draw.progress), self.train_data.images_NCHW[rows_B]
+        crops_BCHW = random_resized_crop(images_BCHW, size, self.config.crop, draw.generator())
+        return {"images": crops_BCHW, "labels": self.train_data.labels_N[rows_B]}
 
     def size_at(self, progress: float) -> int:
-        """Small images first: they cost less, and the last part of training is at full size (progressive resizing)."""
+        """Small images first: they cost less, and the last part of training is at full size (progressive resizing).
+
+        `progress` in 0..1 says how far training is.
+        """
         end = 0.0
         for size, share in zip(self.config.sizes, self.config.shares, strict=True):
             end += share
@@ -82,6 +87,9 @@ class Supervised(nn.Module):
         loss = F.cross_entropy(logits_BK.float(), batch["labels"], label_smoothing=self.config.label_smoothing)
         right = (logits_BK.argmax(dim=1) == batch["labels"]).float().mean()
         return loss, {"loss": loss.detach(), "train_top1": right.detach()}
+
+    def after_step(self) -> None:
+        """Nothing follows the weights but the loop's average."""
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
