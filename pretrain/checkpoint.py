@@ -23,12 +23,25 @@ BATCH = "diverged_batch.safetensors"
 
 def save(directory: Path, state: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, facts: Any) -> None:
     """One file, replaced by rename: tensors, and the facts as JSON in its header."""
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        known = {key: torch.as_tensor(value) for key, value in values.items() if value is not None}
-        tensors |= {f"optimizer.{index}.{key}": tensor.clone().contiguous() for key, tensor in known.items()}
+    write(directory, {**state, **optimizer_tensors(optimizer)}, facts)
+
+
+def write(directory: Path, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
+    """One file, replaced by rename."""
+    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with storage.writing(directory):
-        storage.replace_file(directory / STATE, save_tensors(tensors, {FACTS: json.dumps(facts)}))
+        directory.mkdir(parents=True, exist_ok=True)
+        storage.replace_file(directory / STATE, save_tensors(whole, {FACTS: json.dumps(facts)}))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, torch.Tensor]:
+    """What an optimizer remembers, by name; `restore_optimizer` takes it back."""
+    return {
+        f"{prefix}{index}.{key}": torch.as_tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def load(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -51,14 +64,16 @@ def restore(module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str) -
     module.load_state_dict({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    whole = optimizer.state_dict()
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor], prefix: str = "optimizer."
+) -> None:
+    """Give an optimizer back what lies below `prefix`."""
     values: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split(".")
             values.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**whole, "state": values})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
 
 
 def save_batch(directory: Path, batch: Mapping[str, torch.Tensor]) -> Path:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from pretrain import checkpoint
 from vrl3data import storage
 from vrl3data.encoders.batchnorm import recalibrate
 from vrl3data.errors import ConfigError, DamagedError, Diverged, locate
@@ -27,8 +28,7 @@ from vrl3data.rl.losses import bc_weight
 from vrl3data.rl.play import Played
 from vrl3data.schema import Array
 
-STATE, ONLINE, BATCH = "checkpoint.safetensors", "online", "diverged_batch.safetensors"
-FACTS = "facts"
+ONLINE, BATCH = "online", "diverged_batch.safetensors"
 BC_DROP_AT, BC_DROP = 0.7, 0.3
 SETTLED = ("config.stage3.protect_demonstrations", "config.stage3.capacity")
 """The replay is made of these from the first update on."""
@@ -182,14 +182,10 @@ class Learner:
         """Everything that the next update depends on; online episodes that left the replay are removed."""
         tensors = {f"agent.{name}": tensor for name, tensor in self.agent.state_dict().items()}
         for part, optimizer in self.agent.optimizers.items():
-            for index, values in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{part}.{index}.{key}": value for key, value in values.items()}
+            tensors |= checkpoint.optimizer_tensors(optimizer, f"optimizer.{part}.")
         tensors |= {f"replay.{name}": torch.from_numpy(value) for name, value in self.replay.state().items()}
-        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        facts = json.dumps({"run": self.facts, "counters": asdict(self.counters)})
+        checkpoint.write(self.directory, tensors, {"run": self.facts, "counters": asdict(self.counters)})
         with storage.writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            storage.replace_file(self.directory / STATE, save_tensors(whole, {FACTS: facts}))
             kept = {f"{number:08d}.safetensors" for number in self.replay.online_numbers}
             for path in (self.directory / ONLINE).glob("*.safetensors"):
                 if path.name not in kept:
@@ -204,16 +200,16 @@ class Learner:
 
     def restore(self) -> bool:
         """Go on with the checkpoint of the directory; False if there is none."""
-        path = self.directory / STATE
-        if not path.is_file():
+        known = checkpoint.load(self.directory)
+        if known is None:
             return False
-        with locate(path=path):
-            tensors, facts = _read(path)
+        tensors, facts = known
+        with locate(path=self.directory / checkpoint.STATE):
             try:
                 self._check_facts(facts["run"], online=bool(facts["counters"]["frames"]))
                 self.agent.load_state_dict(_below(tensors, "agent."))
                 for part, optimizer in self.agent.optimizers.items():
-                    _restore_optimizer(optimizer, _below(tensors, f"optimizer.{part}."))
+                    checkpoint.restore_optimizer(optimizer, tensors, f"optimizer.{part}.")
                 places = {name: tensor.numpy() for name, tensor in _below(tensors, "replay.").items()}
                 self.replay.restore(places, lambda number: _read_episode(self.directory / ONLINE, number))
                 self.counters = Counters(**facts["counters"])
@@ -232,26 +228,8 @@ def _differences(one: Any, other: Any, prefix: str = "") -> list[str]:
     return [name for key in names for name in _differences(one.get(key), other.get(key), f"{prefix}{key}.")]
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    try:
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][FACTS])
-        return load_tensors(data), facts
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedError(f"the checkpoint cannot be read: {error}; remove it to start anew") from error
-
-
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    values: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".")
-        values.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
 
 
 def _write_episode(path: Path, values: Mapping[str, Array]) -> None:
