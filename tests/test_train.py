@@ -371,6 +371,9 @@ def test_evaluation_is_the_same_every_time_and_makes_a_film(policy: Path, tmp_pa
         assert opened.n_frames == 5
         assert opened.size == (3 * 64, 64)
     assert run_cli("evaluate", policy, "--film", tmp_path / "film.mp4").returncode == 2
+    refused = run_cli("evaluate", policy, "--film", film / "inner.gif")
+    assert refused.returncode == 2
+    assert "evaluating" not in refused.stderr  # before the episodes, not after them
     assert "it has no policy.json" in run_cli("evaluate", tmp_path).stderr
 
 

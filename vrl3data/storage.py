@@ -33,6 +33,16 @@ def writing(path: Path, hint: str = "") -> Iterator[None]:
             raise DestinationError(f"cannot write: {reason}{'; ' + hint if hint else ''}") from error
 
 
+def check_target(path: Path) -> None:
+    """Make the folder of a file that long work will write, before the work. DestinationError if that cannot be."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there is a directory of that name")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write under a temporary name, sync, rename: `path` is the old file or the new one, never half."""
     temporary = path.with_name(f".{path.name}.tmp")

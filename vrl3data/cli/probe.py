@@ -41,8 +41,11 @@ def probe(
     from pretrain.frames import HeldOut
     from pretrain.probes import ProbeConfig
     from pretrain.probes import probe as probe_encoder
+    from vrl3data import storage
     from vrl3data.encoders.encoder import Encoder
 
+    if config["picture"] is not None:
+        storage.check_target(config["picture"])
     held_out = None if hold_out is None and val is None and not fold else HeldOut(
         0.2 if hold_out is None else hold_out, fold, val=val
     )  # fmt: skip

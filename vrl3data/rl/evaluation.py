@@ -66,6 +66,8 @@ def evaluate(
     if film is not None and isinstance(policy, Policy) and not policy.spec.cameras:
         raise ConfigError("this policy has no cameras: there are no images to make a film of")
     policy = policy if isinstance(policy, Policy) else Policy.from_pretrained(policy)
+    if film is not None:
+        storage.check_target(film)
     with open_stage(policy.spec.env_spec(), policy.spec.frames) as stage:
         return evaluate_policy(stage, policy.choose, episodes, reporter, first_seed, film)
 
