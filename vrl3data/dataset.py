@@ -6,6 +6,7 @@ import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -308,8 +309,7 @@ def check_shards(directory: Path, found: Manifest) -> None:
 def _map(directory: Path, shard_name: str) -> mmap.mmap:
     """A shard by its name; one that was finished since it was indexed is found too."""
     path = directory / "data" / shard_name
-    if not path.exists():
-        path = path.with_name(shard_name.removesuffix(shard.PART))
-    if not path.is_file():
-        raise DamagedError("the shard is missing")
-    return scan.map_file(path)
+    for candidate in (path, path.with_name(shard_name.removesuffix(shard.PART))):
+        with suppress(FileNotFoundError):  # a writer may rename it at any moment
+            return scan.map_file(candidate)
+    raise DamagedError("the shard is missing")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +15,12 @@ from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
 
 LISTINGS = 100
 """How often a directory is listed anew when a shard is renamed while it is read."""
+
+
+def table(directory: Path, found: Manifest) -> pa.Table:
+    """The index of a finished dataset, made anew from the shards if the stored one is missing, stale or broken."""
+    stored = index.read(directory, found)
+    return stored.table() if stored is not None else from_shards(directory, set(found.shard_sizes()))[1]
 
 
 def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[Manifest, pa.Table]:
@@ -31,6 +39,7 @@ def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[M
 def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifest, pa.Table]:
     builder: index.IndexBuilder | None = None
     found: Manifest | None = None
+    made: list[Mapping[str, Any]] = []
     shards: dict[str, list[ShardInfo]] = {}
     for path in index.shard_files(directory):
         if only is not None and path.name not in only:
@@ -41,6 +50,8 @@ def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifes
         here = Manifest.from_head(walked.head)
         if found is None or builder is None:
             found, builder = here, index.IndexBuilder(here.schema)
+        if here.provenance not in made:
+            made.append(here.provenance)
         with locate(shard=path.name):
             _check_order(found, here, walked, shards.setdefault(walked.head["split"], []))
         for entry in walked.entries:
@@ -49,7 +60,8 @@ def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifes
         shards[walked.head["split"]].append(info)
     if found is None or builder is None:
         raise ConfigError("the dataset is being written and holds no sample yet")
-    return _derived(found, shards, builder.table())
+    made.sort(key=lambda provenance: not manifest.is_first(found.dataset_id, provenance, found.schema))
+    return _derived(replace(found, provenance=made[0], appended=tuple(made[1:])), shards, builder.table())
 
 
 def _check_order(found: Manifest, here: Manifest, walked: scan.Scan, before: list[ShardInfo]) -> None:
@@ -69,15 +81,5 @@ def _derived(found: Manifest, shards: dict[str, list[ShardInfo]], table: pa.Tabl
         name: SplitInfo(sum(info.samples for info in infos), steps.get(name, 0), tuple(infos))
         for name, infos in sorted(shards.items())
     }
-    derived = Manifest(
-        found.schema,
-        found.dataset_id,
-        found.provenance,
-        splits=splits,
-        name=found.name,
-        license=found.license,
-        description=found.description,
-        fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
-        complete=False,
-    )
-    return derived, table
+    digests = manifest.fingerprint(table["digest"].to_pylist())
+    return replace(found, splits=splits, fingerprint=digests, complete=False), table
