@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from converters.base import Converter, Plan, Unit
-from converters.worker import Failed, Setup, start_worker, work
 from converters.verify import verify_sources
+from converters.worker import Failed, Setup, start_worker, work
 from vrl3data import index, manifest
 from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError
 from vrl3data.manifest import DatasetSpec, Manifest

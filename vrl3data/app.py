@@ -32,7 +32,8 @@ def convert(
     """Convert `sources` into the dataset `dest` and write its card. `options` are those of the kind.
 
     `kind` None recognises it by content. `append` adds to the finished dataset in `dest`; `verify_source` hashes the
-    files again that what is already in `dest` was made from. With `jobs` above 1, call this under `if __name__ == "__main__"`.
+    files again that what is already in `dest` was made from. With `jobs` above 1, call this under
+    `if __name__ == "__main__"`.
     Raises ConfigError, SourceError, DestinationError; running it again goes on where it stopped.
     """
     from converters.base import find, recognise

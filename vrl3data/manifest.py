@@ -171,8 +171,8 @@ class Manifest:
             )
             for name, item in data["splits"].items()
         }
-        lists = {key: tuple(data.get(key, ())) for key in ("skipped", "appended")}
-        return cls(schema, splits=splits, **lists, **values)
+        values |= {key: tuple(data.get(key, ())) for key in ("skipped", "appended")}
+        return cls(schema, splits=splits, **values)
 
     @classmethod
     def from_head(cls, head: Mapping[str, Any]) -> Manifest:
