@@ -267,7 +267,7 @@ def open_dataset(path: Path | str, verify: Verify = "first-touch") -> Dataset:
         known = index.read(directory, found)
         if known is not None:
             return Dataset(directory, found, known, verify=verify)
-        table = from_shards(directory, set(found.shard_sizes()))[1]
+        table = from_shards(directory, found.listed())[1]
         if len(table) != found.samples:
             raise DamagedError(f"the manifest promises {found.samples} samples, the shards hold {len(table)}")
         return Dataset(directory, found, table, verify=verify)

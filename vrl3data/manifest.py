@@ -192,8 +192,12 @@ class Manifest:
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=True, allow_nan=False)
         storage.replace_file(directory / MANIFEST, text.encode("ascii") + b"\n")
 
+    def listed(self) -> dict[str, ShardInfo]:
+        """The shards that count, by file name."""
+        return {item.name: item for split in self.splits.values() for item in split.shards}
+
     def shard_sizes(self) -> dict[str, int]:
-        return {item.name: item.bytes for split in self.splits.values() for item in split.shards}
+        return {name: item.bytes for name, item in self.listed().items()}
 
 
 def read(directory: Path) -> Manifest | None:

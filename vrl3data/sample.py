@@ -44,10 +44,10 @@ class EncodedSample:
     """All members of a sample but its key. A body is bytes, or a spool file that belongs to the receiver."""
 
     meta: dict[str, Any]
-    members: tuple[tuple[str, bytes | Path], ...]
+    members: tuple[tuple[str, bytes | memoryview | Path], ...]
 
     def sizes(self) -> list[int]:
-        return [len(body) if isinstance(body, bytes) else body.stat().st_size for _, body in self.members]
+        return [body.stat().st_size if isinstance(body, Path) else len(body) for _, body in self.members]
 
     @property
     def shard_bytes(self) -> int:
