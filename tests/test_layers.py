@@ -22,6 +22,7 @@ LAYERS = [
     ["vrl3data", "vrl3data.errors"],
     ["vrl3data.schema", "vrl3data.config", "vrl3data.report", "vrl3data.guard", "vrl3data.interrupt"],
     ["vrl3data.codecs", "vrl3data.manifest", "vrl3data.index", "vrl3data.shard", "vrl3data.sample",
+     "vrl3data.encode", "vrl3data.units",
      "vrl3data.preview", "vrl3data.storage", "vrl3data.scan", "vrl3data.derive", "vrl3data.metrics"],
     ["vrl3data.writer", "vrl3data.dataset", "vrl3data.stats", "vrl3data.validation", "vrl3data.record",
      "vrl3data.takeover", "vrl3data.sampling", "vrl3data.envs"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +16,11 @@ import filelock
 
 from vrl3data import index, manifest, scan, shard, stats, storage, takeover
 from vrl3data.dataset import PACKAGED, Dataset
+from vrl3data.encode import encode
 from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
 from vrl3data.report import Reporter, Silent
-from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.sample import Body, EncodedSample, Identity
 from vrl3data.schema import Episode
 
 CONFIRM_IMAGES = 1000
@@ -331,15 +332,16 @@ def _lock(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[int, int]]:
+def _put(split: _Split, members: Sequence[tuple[str, Body]]) -> list[tuple[int, int]]:
     """Headers, payloads, padding; in one write what is in memory. Returns (offset, size) of each payload."""
-    places, waiting, offset = [], [], split.size
+    places, offset = [], split.size
+    waiting: list[bytes | memoryview] = []
     for name, body in members:
-        size = len(body) if isinstance(body, bytes) else body.stat().st_size
+        size = body.stat().st_size if isinstance(body, Path) else len(body)
         places.append((offset + shard.BLOCK, size))
         offset += shard.BLOCK + shard.padded(size)
         waiting.append(shard.member_header(name, size))
-        if isinstance(body, bytes):
+        if not isinstance(body, Path):
             waiting.append(body)
         else:
             split.write(b"".join(waiting))
