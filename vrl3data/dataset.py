@@ -20,7 +20,7 @@ from vrl3data.derive import from_shards
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.index import IndexFile
 from vrl3data.manifest import Manifest
-from vrl3data.schema import PREVIEW, Array, Episode, Schema
+from vrl3data.schema import PREVIEW, Array, Coded, Episode, Feature, Schema
 
 Verify = Literal["first-touch", "always", "off"]
 PACKAGED = "sample:"
@@ -90,15 +90,15 @@ class StoredSample:
         body, offsets = self._bodies(feature)
         described = self.dataset.schema[feature]
         with self._located(feature):
-            count = sample.row_count(described, body, offsets)
+            count = sample.row_count(described, body, offsets, self.meta)
             start, stop, _ = slice(start, stop).indices(count)
-            return sample.decode_rows(described, body, offsets, start, stop)
+            return sample.decode_rows(described, body, offsets, start, stop, count)
 
     def row_count(self, feature: str) -> int:
         """How many rows a feature has in this sample."""
         body, offsets = self._bodies(feature)
         with self._located(feature):
-            return sample.row_count(self.dataset.schema[feature], body, offsets)
+            return sample.row_count(self.dataset.schema[feature], body, offsets, self.meta)
 
     def preview(self) -> bytes | None:
         """The contact sheet, a JPEG file, if there is one."""
@@ -106,15 +106,21 @@ class StoredSample:
             return None
         return bytes(self.dataset.member(self.position, PREVIEW))
 
-    def load(self) -> Episode:
-        """The whole sample in memory, as a writer takes it."""
+    def load(self, coded: bool = False) -> Episode:
+        """The whole sample in memory, as a writer takes it. With `coded`, coded features stay as they are stored."""
         meta, schema = self.meta, self.dataset.schema
         plain = ("name", "task", "origin", "source", "source_sha256", "split")
         ends = ("length", "terminated", "truncated", "success", "start_time_ns", "label", "class_name")
-        values: dict[str, Any] = {name: self[name] for name in schema.names if name not in self.absent}
+        values: dict[str, Any] = {}
         for feature in schema.features:
+            if feature.name in self.absent:
+                continue
             if schema.kind == "images" and feature.codec == "jpeg":
                 values[feature.name] = bytes(self._bodies(feature.name)[0])
+            elif coded and feature.codec_name not in ("raw", "text"):
+                values[feature.name] = self._coded(feature)
+            else:
+                values[feature.name] = self[feature.name]
         return Episode(
             values=values,
             final_observation=bool(meta.get("final_observation", 0)),
@@ -122,6 +128,12 @@ class StoredSample:
             source_meta=self.source_meta,
             **{key: meta[key] for key in (*plain, *ends) if key in meta},
         )
+
+    def _coded(self, feature: Feature) -> Coded:
+        body, offsets = self._bodies(feature.name)
+        lost = (-1.0, -1.0) if feature.lossless else (float(self.meta["psnr"]), float(self.meta["max_error"]))
+        with self._located(feature.name):
+            return Coded(body, None if offsets is None else shard.npy_view(offsets), *lost, stored=feature)
 
     def _bodies(self, feature: str) -> tuple[memoryview, memoryview | None]:
         schema = self.dataset.schema

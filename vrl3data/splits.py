@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 from vrl3data import shard, storage, takeover
 from vrl3data.errors import DamagedError, locate
 from vrl3data.manifest import ShardInfo, SplitInfo
+from vrl3data.sample import Body
 from vrl3data.scan import Scan
 
 COPY_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
-
-Body = bytes | memoryview | Path
 
 
 class SplitWriter:

@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from vrl3data import derive, index, manifest, scan, shard, stats, storage, takeover
 from vrl3data.dataset import PACKAGED, Dataset
+from vrl3data.encode import encode
 from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest, SplitInfo
 from vrl3data.report import Reporter, Silent
-from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.sample import EncodedSample, Identity
 from vrl3data.schema import Episode
 from vrl3data.splits import SplitWriter
 

@@ -252,7 +252,7 @@ def stats(path: str, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = [("feature", "entry", "mean", "std", "min", "max", "NaN")]
+    table: list[tuple[str, ...]] = [("feature", "entry", "mean", "std", "min", "max", "NaN")]
     for name, values in found["features"].items():
         for entry in range(len(values.get("mean", ()))):
             numbers = [f"{values[key][entry]:.6g}" for key in ("mean", "std", "min", "max")]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -153,13 +153,10 @@ class _AdroitPainter:
     def __init__(self, task: str, view: View) -> None:
         from vrl3data.envs import adroit, gl
 
+        look = cast(adroit.Look, view.look)
         self.cameras = view.cameras
         self.scene = adroit.AdroitScene(
-            task,
-            look=view.look,
-            profile=view.profile,
-            cameras=view.cameras,
-            image_size=view.image_size,  # type: ignore[arg-type]
+            task, look=look, profile=view.profile, cameras=view.cameras, image_size=view.image_size
         )
         self.scene.render(np.zeros(adroit.TASKS[task].qpos_dim))
         self.renderer = f"mujoco {version('mujoco')}, {gl.renderer_name()}, {view.profile}"
@@ -182,7 +179,7 @@ class _FetchPainter:
             raise ConfigError(f"fetch-reach has the camera 'main' only, found {', '.join(view.cameras)}")
         if view.look or view.profile != "exact":
             raise ConfigError("fetch-reach has no looks and no render profiles")
-        self.cameras = ("main",)
+        self.cameras: tuple[str, ...] = ("main",)
         self.env = FetchReach(image_size=view.image_size)
         self.env.reset(seed=0)
         self.renderer = self.env.renderer
