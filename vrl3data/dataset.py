@@ -6,6 +6,7 @@ import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -278,7 +279,7 @@ def open_dataset(path: Path | str, verify: Verify = "first-touch") -> Dataset:
         known = index.read(directory, found)
         if known is not None:
             return Dataset(directory, found, known, verify=verify)
-        table = from_shards(directory, set(found.shard_sizes()))[1]
+        table = from_shards(directory, found.listed())[1]
         if len(table) != found.samples:
             raise DamagedError(f"the manifest promises {found.samples} samples, the shards hold {len(table)}")
         return Dataset(directory, found, table, verify=verify)
@@ -320,8 +321,7 @@ def check_shards(directory: Path, found: Manifest) -> None:
 def _map(directory: Path, shard_name: str) -> mmap.mmap:
     """A shard by its name; one that was finished since it was indexed is found too."""
     path = directory / "data" / shard_name
-    if not path.exists():
-        path = path.with_name(shard_name.removesuffix(shard.PART))
-    if not path.is_file():
-        raise DamagedError("the shard is missing")
-    return scan.map_file(path)
+    for candidate in (path, path.with_name(shard_name.removesuffix(shard.PART))):
+        with suppress(FileNotFoundError):  # a writer may rename it at any moment
+            return scan.map_file(candidate)
+    raise DamagedError("the shard is missing")

@@ -162,7 +162,7 @@ class _Checker:
     def _derived(self, found: Manifest | None) -> None:
         """Compare manifest and index with what the shards, all sound, say."""
         try:
-            here, table = from_shards(self.directory, None if found is None else set(found.shard_sizes()))
+            here, table = from_shards(self.directory, None if found is None else found.listed())
         except Vrl3dataError as error:
             self.add("shards", error)
             return
