@@ -200,6 +200,22 @@ def test_damaged_units_are_our_errors_and_nothing_else(codec: str) -> None:
             find.decode(broken, feature, rows)
 
 
+@pytest.mark.parametrize("codec", ["h264:20:3", "av1:30:4"])
+def test_decoders_of_video_do_not_conceal_damage(codec: str) -> None:
+    """They would rather show something; ours are told not to. Checksums find what this leaves."""
+    feature = camera(codec, size=48)
+    find, rows = codecs.find(codec), feature.unit_rows
+    unit, rng, seen = find.encode(rows_of(feature, rows), feature), np.random.default_rng(0), 0
+    for _ in range(60):
+        broken = bytearray(unit)
+        broken[int(rng.integers(len(unit)))] ^= 1 << int(rng.integers(8))
+        try:
+            find.decode(bytes(broken), feature, rows)
+        except DamagedError:
+            seen += 1
+    assert seen > 30
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_flipped_byte_without_verification_is_no_foreign_error(tmp_path: Path, codec: str) -> None:
     path = _write16(tmp_path / "set", codec)
@@ -311,6 +327,8 @@ def test_units_that_do_not_fit_the_promised_rows() -> None:
         wrong = memoryview(shard.npy_bytes(np.array([0, edge, edges[2]], np.uint64)))
         with pytest.raises(DamagedError, match="would lie at"):
             sample.decode_rows(feature, body, wrong, 0, 40, 40)
+        with pytest.raises(DamagedError, match="units 0 to 0 would lie at"):
+            Units.stored(feature, wrong, 40, len(body)).extent(0, 32)
     for wrong_edges in (edges.astype(np.int64), edges.reshape(3, 1)):
         with pytest.raises(DamagedError, match="found offsets"):
             sample.decode_rows(feature, body, memoryview(shard.npy_bytes(wrong_edges)), 0, 1, 40)
