@@ -238,9 +238,9 @@ def test_small_files_that_promise_huge_pictures_are_not_decoded(tmp_path: Path) 
 
     Image.new("RGB", (5000, 5000)).save(tmp_path / "huge.png")
     with pytest.raises(DamagedError, match=r"expected an image of shape \(4, 4, 3\), found 5000 x 5000"):
-        codecs.find("png").decode((tmp_path / "huge.png").read_bytes(), feature)
+        codecs.find("png").decode((tmp_path / "huge.png").read_bytes(), feature, 1)
     with pytest.raises(DamagedError, match="not a readable JPEG"):
-        codecs.find("jpeg").decode(jpeg(4, 4)[:60], codecs.describe(feature, "jpeg:90"))
+        codecs.find("jpeg").decode(jpeg(4, 4)[:60], codecs.describe(feature, "jpeg:90"), 1)
 
 
 def test_sealed_nonsense_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ def npy_header(dtype: str, shape: Sequence[int]) -> bytes:
     return b"\x93NUMPY\x01\x00\x76\x00" + text.encode("ascii")
 
 
+@lru_cache(maxsize=4096)  # reading a window parses one; the headers of a dataset are few, or differ by length only
 def parse_npy_header(block: bytes) -> tuple[str, tuple[int, ...]]:
     """(dtype name, shape). DamagedError for anything but the 128 bytes that `npy_header` makes."""
     match = _NPY_TEXT.fullmatch(block[10:NPY_HEADER])

@@ -19,7 +19,7 @@ from vrl3data.schema import Array, Feature
 # Chroma at full resolution: on small frames 4:2:0 costs 6 dB for a quarter of the bytes.
 SUBSAMPLING = "4:4:4"
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
-              struct.error, zlib.error, UnidentifiedImageError, Image.DecompressionBombError,
+              struct.error, zlib.error, Image.DecompressionBombError,
               Image.DecompressionBombWarning)  # fmt: skip
 """What Pillow raises for broken files, its parsers of segments included."""
 
@@ -72,6 +72,8 @@ def opened(unit: bytes | memoryview, kind: str, feature: Feature, count: int) ->
         with Image.open(io.BytesIO(unit), formats=[kind]) as image:
             check_size(image.size, feature)
             yield image
+    except UnidentifiedImageError as error:
+        raise DamagedError(f"not a readable {kind} image: {len(unit)} bytes of something else") from error
     except UNREADABLE as error:
         raise DamagedError(f"not a readable {kind} image: {error}") from error
 
