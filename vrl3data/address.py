@@ -82,5 +82,15 @@ def parse(text: str) -> Address | Path:
     if not plain or (scheme == "s3" and "/" not in plain):
         raise ConfigError(f"the address does not name a dataset; expected {scheme}://HOST-OR-BUCKET/FOLDER")
     if scheme in ("http", "https"):
+        _check_host(f"{scheme}://{plain}")
         return Address(scheme, f"{scheme}://{plain}", query)
     return Address(scheme, plain.rpartition("@")[2] if scheme == "s3" else plain)
+
+
+def _check_host(url: str) -> None:
+    try:
+        found = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        found = False
+    if not found:
+        raise ConfigError("the address has no host and port that can be used")

@@ -146,7 +146,9 @@ class RemoteFiles:
             raise SourceError(failure.reason)
 
     def _at(self, wanted: Range) -> Any:
-        return locate(path=self.shown, shard=wanted.name.removeprefix("data/"), offset=wanted.start)
+        folder, _, shard = wanted.name.rpartition("/")
+        path = self.shown if folder else f"{self.shown}/{shard}"
+        return locate(path=path, shard=shard if folder else None, offset=wanted.start)
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,12 +204,13 @@ def _index(files: RemoteFiles, found: Manifest, cache: SegmentCache) -> bytes:
     segment = cache.disk.whole(index.INDEX) if cache.disk else None
     if segment is not None and index.is_known(segment.data, found):
         return segment.data
-    try:
-        data = files.whole(index.INDEX, INDEX_BYTES)
-    except MissingFile as error:
-        raise DamagedError(f"{error.message}; {remedy}") from None
-    if not index.is_known(data, found):
-        raise DamagedError(f"the index is not the one that {manifest.MANIFEST} promises; {remedy}")
+    with locate(path=f"{files.shown}/{index.INDEX}"):
+        try:
+            data = files.whole(index.INDEX, INDEX_BYTES)
+        except MissingFile as error:
+            raise DamagedError(f"{error.message}; {remedy}") from None
+        if not index.is_known(data, found):
+            raise DamagedError(f"the index is not the one that {manifest.MANIFEST} promises; {remedy}")
     cache.add([Segment(index.INDEX, 0, len(data), data)])
     return data
 

@@ -157,6 +157,10 @@ class _Http(_Async):
         }  # fmt: skip
         self.headers = {**options.get("headers", {}), "Accept-Encoding": "identity"}
         super().__init__(_filesystem("http", "aiohttp", "http", {**options, "client_kwargs": client}), _http_failure)
+        try:
+            self.fs.encode_url(address.of(""))
+        except ValueError:
+            raise ConfigError("the address cannot be used") from None
 
     def foreign(self) -> tuple[type[Exception], ...]:
         return (self.errors, OSError, EOFError)
