@@ -16,7 +16,7 @@ import pytest
 from conftest import jpeg, make_episode, make_spec, shard_bytes, write_dataset
 
 import vrl3data
-from vrl3data import codecs, index, sample, scan, shard
+from vrl3data import codecs, encode, index, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, DestinationError, FormatError
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
@@ -153,7 +153,7 @@ def test_a_member_that_is_too_large_is_refused_before_a_byte_is_written(
         writer.write(make_episode(0))
         with monkeypatch.context() as patch:
             patch.setattr(shard, "MAX_MEMBER", 3000)
-            patch.setattr(sample, "SPOOL_BYTES", 100)
+            patch.setattr(encode, "SPOOL_BYTES", 100)
             with pytest.raises(FormatError, match="the format allows 3000"):
                 writer.write(make_episode(1, length=9))
             assert not list(writer.spool.iterdir())
@@ -163,7 +163,7 @@ def test_a_member_that_is_too_large_is_refused_before_a_byte_is_written(
 
 
 def test_a_sample_that_fails_leaves_no_spool_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "SPOOL_BYTES", 100)
+    monkeypatch.setattr(encode, "SPOOL_BYTES", 100)
     with Writer(tmp_path / "set", make_spec()) as writer:
         writer.write(make_episode(0))
         episode = make_episode(1)

@@ -64,7 +64,16 @@ class IndexBuilder:
         """In the order of FORMAT.md 7, whatever order the samples came in."""
         if self.rows:
             self._flush()
-        return pa.Table.from_batches(self.batches, self.schema).sort_by([("split", "ascending"), ("key", "ascending")])
+        return _sorted(pa.Table.from_batches(self.batches, self.schema))
+
+
+def joined(before: pa.Table, more: pa.Table) -> pa.Table:
+    """The index of a dataset to which something was appended."""
+    return _sorted(pa.concat_tables([before.replace_schema_metadata(None), more]))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([("split", "ascending"), ("key", "ascending")])
 
 
 def write(directory: Path, table: pa.Table) -> dict[str, str]:

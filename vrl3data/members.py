@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -111,8 +112,7 @@ class MappedMembers:
 def _map(directory: Path, shard_name: str) -> mmap.mmap:
     """A shard by its name; one that was finished since it was indexed is found too."""
     path = directory / "data" / shard_name
-    if not path.exists():
-        path = path.with_name(shard_name.removesuffix(shard.PART))
-    if not path.is_file():
-        raise DamagedError("the shard is missing")
-    return scan.map_file(path)
+    for candidate in (path, path.with_name(shard_name.removesuffix(shard.PART))):
+        with suppress(FileNotFoundError):  # a writer may rename it at any moment
+            return scan.map_file(candidate)
+    raise DamagedError("the shard is missing")

@@ -29,7 +29,8 @@ MAX_NAME = 100
 KEY_DIGITS = 9
 NPY_HEADER = 128
 FORMAT = {"major": 1, "minor": 0}
-KNOWN_REQUIREMENTS = tuple(f"codec:{name}" for name in CODECS)
+LINKED = "shards:linked"
+KNOWN_REQUIREMENTS = (*(f"codec:{name}" for name in CODECS), LINKED)
 PART = ".part"
 FILE_NAME = re.compile(r"([a-z0-9_]+)-([0-9]{6})\.tar(\.part)?")
 
@@ -201,12 +202,16 @@ def unsealed(payload: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+Places = dict[str, tuple[int, int]]
+"""Member -> offset and size of its payload in the shard."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One sample in a shard: where its members lie (offset and size of the payload) and its commit record."""
 
     key: int
-    members: dict[str, tuple[int, int]]
+    members: Places
     meta: dict[str, Any]
 
     def hashes(self) -> dict[str, str]:

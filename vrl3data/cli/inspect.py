@@ -132,7 +132,7 @@ def rebuild(path: str) -> None:
     known = manifest.read(directory)
     if known is not None:
         check_shards(directory, known)
-    found, table = from_shards(directory, None if known is None else set(known.shard_sizes()))
+    found, table = from_shards(directory, None if known is None else known.listed())
     if known is not None and (known.dataset_id, known.samples) != (found.dataset_id, len(table)):
         with locate(path=directory):
             raise DamagedError("the shards are not those of dataset.json: another dataset or number of samples")
