@@ -29,6 +29,8 @@ class Served:
     ranges: bool = True
     failures: list[int] = field(default_factory=list)
     """Statuses for the next requests, in place of an answer."""
+    retry_after: str = ""
+    """What goes with these."""
     truncate: int = 0
     """How many answers break off in the middle."""
     flip: int = 0
@@ -56,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         served.asked.append((parts.path, self.headers.get("Range", "")))
         time.sleep(served.delay)
         if served.failures:
-            return self._answer(served.failures.pop(0), b"")
+            later = {"Retry-After": served.retry_after} if served.retry_after else {}
+            return self._answer(served.failures.pop(0), b"", later)
         expected = "Basic " + base64.b64encode(served.password.encode()).decode()
         if (served.password and self.headers.get("Authorization") != expected) or parts.query != served.query:
             return self._answer(403, b"")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from conftest import make_spec, run_cli, write_dataset
+from conftest import make_spec, run_cli, shard_bytes, write_dataset
 from fake_hub import TOKEN, Repository
 from fake_hub import serving as serving_hub
 from point_reach import poor_demonstrations
@@ -321,7 +321,10 @@ def test_waiting_grows_and_the_server_may_ask_for_more(web: Served, monkeypatch:
     web.failures = [503, 503, 503]
     found[0]["action"]
     assert [wait for wait in waits if wait] == [1.0, 2.0, 4.0]  # the server sleeps too
-    assert transport.of_status(503, wait=7.0).wait == 7.0
+    waits.clear()
+    web.failures, web.retry_after = [429, 503], "7"
+    found[5]["action"]
+    assert [wait for wait in waits if wait] == [7.0, 7.0]
     assert transport._seconds("1000") == 60.0
     assert transport._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
@@ -774,6 +777,24 @@ def test_neighbours_are_merged_and_large_members_cut() -> None:
     assert len(far) == 2
     cut = remote.pieces("s", 10, 10 + 2 * remote.MERGED + 1)
     assert [part.stop - part.start for part in cut] == [remote.MERGED, remote.MERGED, 1]
+
+
+def test_what_lies_side_by_side_comes_together(web: Served) -> None:
+    found = vrl3data.open(f"{web.url}/small")
+    members = ["obs.image.top.npy", "obs.state.npy", "action.npy"]
+    found.prefetch(range(12), members)
+    assert found.fetched.requests == 2 + len({found.place(position)[1] for position in range(12)})
+    web.failures = [500] * 1000
+    for item in found:
+        assert item["action"].shape[1] == 2
+        assert item["obs.image.top"].shape[3] == 3
+
+
+def test_a_dataset_is_made_from_one_behind_a_url(web: Served, home: Path, tmp_path: Path) -> None:
+    assert cli.run(["filter", f"{web.url}/small", str(tmp_path / "few"), "length > 4", "--quiet"]) == 0
+    assert cli.run(["filter", str(home / "small"), str(tmp_path / "same"), "length > 4", "--quiet"]) == 0
+    assert shard_bytes(tmp_path / "few") == shard_bytes(tmp_path / "same")
+    assert "127.0.0.1" not in (tmp_path / "few" / "dataset.json").read_text()
 
 
 def test_a_large_member_comes_in_pieces(web: Served, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
