@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import threading
 import time
@@ -66,16 +65,19 @@ class _Handler(BaseHTTPRequestHandler):
         file = served.root / unquote(parts.path).lstrip("/")
         if not file.is_file():
             return self._answer(404, b"")
-        data = file.read_bytes()
+        size, changed = file.stat().st_size, file.stat().st_mtime_ns
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        tag = hashlib.sha1(data + served.etag.encode()).hexdigest()
+        more = {"ETag": f'"{changed:x}{served.etag}"'}
         if asked is None or not served.ranges:
-            return self._answer(200, data, {"ETag": f'"{tag}"'})
-        start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
-        if start >= len(data):
+            return self._answer(200, file.read_bytes(), more)
+        start, stop = int(asked[1]), min(int(asked[2]) + 1, size)
+        if start >= size:
             return self._answer(416, b"")
-        more = {"ETag": f'"{tag}"', "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
-        return self._answer(206, self._spoilt(data[start:stop], file.name), more)
+        with file.open("rb") as opened:
+            opened.seek(start)
+            data = opened.read(stop - start)
+        more["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        return self._answer(206, self._spoilt(data, file.name), more)
 
     def _spoilt(self, body: bytes, name: str) -> bytes:
         if self.served.flip and name.endswith(".tar"):
