@@ -268,7 +268,7 @@ def test_info_says_what_was_fetched(web: Served, tmp_path: Path, capsys: pytest.
     result = run_cli("info", f"{web.url}/small")
     assert result.returncode == 0, result.stderr
     assert "12 (train 12)" in result.stdout
-    assert re.search(r"fetched 0\.\d MB in 2 requests", result.stderr)
+    assert re.search(r"fetched \d+\.\d kB in 2 requests", result.stderr)
     assert cli.run(["info", "--json", f"{web.url.replace('//', '//me:s3cr3t@')}/small"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == f"{web.url}/small"
     for command in (["validate"], ["card"], ["index", "rebuild"]):
@@ -454,6 +454,29 @@ def test_an_index_that_points_outside_is_refused(own: Served, tmp_path: Path) ->
         with pytest.raises(DamagedError, match=message):
             vrl3data.open(f"{own.url}/small")[0]["action"]
     assert own.sent < 100_000
+
+
+@pytest.mark.parametrize("how", ["null", "short", "garbage", "foreign"])
+def test_an_index_that_is_none_is_refused(own: Served, tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "web" / "small"
+    table = pq.read_table(folder / "index.parquet")
+    text, null = json.loads((folder / "dataset.json").read_text()), pa.nulls(len(table), pa.int64())
+    if how == "garbage":
+        (folder / "index.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+        text["index"] = {"xxh3_128": xxhash.xxh3_128_hexdigest((folder / "index.parquet").read_bytes())}
+    else:
+        names = pa.array(["train-999999.tar"] * len(table))
+        wrong = {
+            "null": table.set_column(0, "key", null),
+            "short": table.slice(1),
+            "foreign": table.set_column(1, "shard", names),
+        }
+        text["index"] = index.write(folder, wrong[how])
+    (folder / "dataset.json").write_text(json.dumps(text))
+    expected = {"null": "no 'key' for some", "short": "the index has 11 samples, the manifest 12",
+                "garbage": "the index cannot be read", "foreign": "no shard of this dataset"}  # fmt: skip
+    with pytest.raises(DamagedError, match=expected[how]):
+        vrl3data.open(f"{own.url}/small")
 
 
 def test_ctrl_c_ends_a_wait(web: Served) -> None:
@@ -646,8 +669,8 @@ def test_bytes_that_were_fetched_again_are_checked_again(web: Served) -> None:
         found[0]["obs.image.left"]
         found[1]["obs.image.left"]
         web.flip = 10_000
-        with pytest.raises(DamagedError, match="hash"):
-            found[0]["obs.image.left"]
+        with pytest.raises(DamagedError, match="the bytes do not have the hash of the commit record"):
+            found.member(0, "obs.image.left.npy")
 
 
 def test_a_folder_keeps_what_was_fetched(web: Served, home: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ ROW_GROUP = 65_536
 
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 _LEFT_OUT = ("source_meta",)
+REBUILD = "'vrl3data index rebuild' makes it anew"
 REPEATED = ("shard", "split")
 
 
@@ -101,12 +103,16 @@ class IndexFile:
         if column not in self._columns:
             # Names of shards and the like repeat: a dictionary of them is read, not millions of strings.
             repeated = [column] if column in REPEATED else []
-            found = pq.read_table(self._file(), columns=[column], read_dictionary=repeated, memory_map=True)
+            with _reading():
+                found = pq.read_table(self._file(), columns=[column], read_dictionary=repeated, memory_map=True)
+            if found[column].null_count:
+                raise DamagedError(f"the index has no {column!r} for some samples; {REBUILD}")
             self._columns[column] = found[column]
         return self._columns[column]
 
     def schema(self) -> pa.Schema:
-        return self._source.schema if isinstance(self._source, pa.Table) else pq.read_schema(self._file())
+        with _reading():
+            return self._source.schema if isinstance(self._source, pa.Table) else pq.read_schema(self._file())
 
     def table(self) -> pa.Table:
         """All columns."""
@@ -137,21 +143,29 @@ def from_bytes(data: bytes, found: Manifest) -> IndexFile:
     """The index in `data`. DamagedError if it is not the one that the manifest knows."""
     opened = _opened(data, found) if is_known(data, found) else None
     if opened is None:
-        raise DamagedError("the index is not that of the dataset; 'vrl3data index rebuild' makes it anew")
+        raise DamagedError(f"the index is not that of the dataset; {REBUILD}")
+    if len(opened["key"]) != found.samples:
+        raise DamagedError(f"the index has {len(opened['key'])} samples, the manifest {found.samples}; {REBUILD}")
     return opened
 
 
 def _opened(source: Path | bytes, found: Manifest) -> IndexFile | None:
     index = IndexFile(source)
-    try:
-        known = index.schema().equals(arrow_schema(found.schema))
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"the index cannot be read: {error}; 'vrl3data index rebuild' makes it anew") from error
+    known = index.schema().equals(arrow_schema(found.schema))
     # The index comes from outside like everything else: it may name our shards and no other file.
     foreign = set(index["shard"].unique().to_pylist()) - set(found.shard_sizes()) if known else set()
     if foreign:
         raise DamagedError(f"the index names {min(map(str, foreign))!r}, which is no shard of this dataset")
     return index if known else None
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What arrow says of bytes that are no index, in our words."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"the index cannot be read: {error}; {REBUILD}") from error
 
 
 def shard_files(directory: Path) -> list[Path]:

@@ -33,7 +33,8 @@ class Fetched(NamedTuple):
     bytes: int = 0
 
     def __str__(self) -> str:
-        return f"fetched {self.bytes / 1e6:,.1f} MB in {self.requests:,} requests"
+        size = f"{self.bytes / 1e6:,.1f} MB" if self.bytes >= 10**5 else f"{self.bytes / 1e3:.1f} kB"
+        return f"fetched {size} in {self.requests:,} requests"
 
 
 class Members(Protocol):
