@@ -116,7 +116,7 @@ def test_when_nothing_is_left(source: Path, tmp_path: Path) -> None:
 def test_the_command_lists_and_says_so(source: Path, tmp_path: Path) -> None:
     whole = shutil.copytree(source, tmp_path / "whole")
     path, offset = places(source, "action.npy")[0]
-    flip(path, offset + 200)
+    flip(path, offset + 130)
     before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
     found = run_cli("repair", source, tmp_path / "out", "--json")
     assert found.returncode == 5, found.stderr
