@@ -818,6 +818,10 @@ def test_a_dataset_is_made_from_one_behind_a_url(web: Served, home: Path, tmp_pa
     assert cli.run(["filter", str(home / "small"), str(tmp_path / "same"), "length > 4", "--quiet"]) == 0
     assert shard_bytes(tmp_path / "few") == shard_bytes(tmp_path / "same")
     assert "127.0.0.1" not in (tmp_path / "few" / "dataset.json").read_text()
+    assert len(web.asked) <= 2 + 12
+    found = vrl3data.open(f"{web.url}/cameras")
+    assert found[0].load().values["obs.image.left"].shape == (10, 100, 100, 3)
+    assert found.fetched.requests == 3
 
 
 def test_a_large_member_comes_in_pieces(web: Served, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ class StoredSample:
 
     def load(self, coded: bool = False) -> Episode:
         """The whole sample in memory, as a writer takes it. With `coded`, coded features stay as they are stored."""
+        self.prefetch()
         meta, schema = self.meta, self.dataset.schema
         plain = ("name", "task", "origin", "source", "source_sha256", "split")
         ends = ("length", "terminated", "truncated", "success", "start_time_ns", "label", "class_name")
@@ -125,6 +126,10 @@ class StoredSample:
         lost = (-1.0, -1.0) if feature.lossless else (float(self.meta["psnr"]), float(self.meta["max_error"]))
         with self._located(feature.name):
             return Coded(body, None if offsets is None else shard.npy_view(offsets), *lost, stored=feature)
+
+    def prefetch(self) -> None:
+        """All of it will be read: of a remote dataset it is fetched at once."""
+        self.dataset.prefetch([self.position], sample.member_names(self.dataset.schema))
 
     def _bodies(self, feature: str) -> tuple[memoryview, memoryview | None]:
         schema = self.dataset.schema
