@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ ROW_GROUP = 65_536
 
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 _LEFT_OUT = ("source_meta",)
+REBUILD = "'vrl3data index rebuild' makes it anew"
+REPEATED = ("shard", "split")
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
@@ -85,22 +88,38 @@ def write(directory: Path, table: pa.Table) -> dict[str, str]:
 
 
 class IndexFile:
-    """The index of a dataset, read column by column: 1.28 million rows cost only what is asked for."""
+    """The index of a dataset, read column by column: 1.28 million rows cost only what is asked for.
 
-    def __init__(self, table: pa.Table | None, path: Path | None = None) -> None:
-        self._table, self._path = table, path
+    `source` is a table, the path of index.parquet, or its bytes.
+    """
+
+    def __init__(self, source: pa.Table | Path | bytes) -> None:
+        self._source = source
         self._columns: dict[str, pa.ChunkedArray] = {}
 
     def __getitem__(self, column: str) -> pa.ChunkedArray:
-        if self._table is not None:
-            return self._table[column]
+        if isinstance(self._source, pa.Table):
+            return self._source[column]
         if column not in self._columns:
-            self._columns[column] = pq.read_table(self._path, columns=[column], memory_map=True)[column]
+            # Names of shards and the like repeat: a dictionary of them is read, not millions of strings.
+            repeated = [column] if column in REPEATED else []
+            with _reading():
+                found = pq.read_table(self._file(), columns=[column], read_dictionary=repeated, memory_map=True)
+            if found[column].null_count:
+                raise DamagedError(f"the index has no {column!r} for some samples; {REBUILD}")
+            self._columns[column] = found[column]
         return self._columns[column]
+
+    def schema(self) -> pa.Schema:
+        with _reading():
+            return self._source.schema if isinstance(self._source, pa.Table) else pq.read_schema(self._file())
 
     def table(self) -> pa.Table:
         """All columns."""
-        return self._table if self._table is not None else pq.read_table(self._path)
+        return self._source if isinstance(self._source, pa.Table) else pq.read_table(self._file())
+
+    def _file(self) -> Any:
+        return pa.BufferReader(self._source) if isinstance(self._source, bytes) else self._source
 
 
 def read(directory: Path, found: Manifest) -> IndexFile | None:
@@ -109,19 +128,44 @@ def read(directory: Path, found: Manifest) -> IndexFile | None:
     if not path.is_file() or not path.stat().st_size or not found.index:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if xxhash.xxh3_128_hexdigest(data) != found.index.get("xxh3_128"):
+        if not is_known(data, found):
             return None
     with locate(path=path):
-        try:
-            known = pq.read_schema(path).equals(arrow_schema(found.schema))
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"the index cannot be read: {error}; 'vrl3data index rebuild' makes it anew") from error
-        index = IndexFile(None, path)
-        # The index comes from outside like everything else: it may name our shards and no other file.
-        foreign = set(index["shard"].unique().to_pylist()) - set(found.shard_sizes()) if known else set()
-        if foreign:
-            raise DamagedError(f"the index names {min(map(str, foreign))!r}, which is no shard of this dataset")
+        return _opened(path, found)
+
+
+def is_known(data: Any, found: Manifest) -> bool:
+    """Whether these bytes are those of the index that the manifest knows."""
+    return xxhash.xxh3_128_hexdigest(data) == found.index.get("xxh3_128")
+
+
+def from_bytes(data: bytes, found: Manifest) -> IndexFile:
+    """The index in `data`. DamagedError if it is not the one that the manifest knows."""
+    opened = _opened(data, found) if is_known(data, found) else None
+    if opened is None:
+        raise DamagedError(f"the index is not that of the dataset; {REBUILD}")
+    if len(opened["key"]) != found.samples:
+        raise DamagedError(f"the index has {len(opened['key'])} samples, the manifest {found.samples}; {REBUILD}")
+    return opened
+
+
+def _opened(source: Path | bytes, found: Manifest) -> IndexFile | None:
+    index = IndexFile(source)
+    known = index.schema().equals(arrow_schema(found.schema))
+    # The index comes from outside like everything else: it may name our shards and no other file.
+    foreign = set(index["shard"].unique().to_pylist()) - set(found.shard_sizes()) if known else set()
+    if foreign:
+        raise DamagedError(f"the index names {min(map(str, foreign))!r}, which is no shard of this dataset")
     return index if known else None
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What arrow says of bytes that are no index, in our words."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"the index cannot be read: {error}; {REBUILD}") from error
 
 
 def shard_files(directory: Path) -> list[Path]:

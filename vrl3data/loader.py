@@ -136,7 +136,7 @@ def load_episodes(
             raise ConfigError("no episodes were chosen")
         counts = {name: np.zeros(len(chosen), np.int64) for name in described}
         metas = []
-        for number, position in enumerate(chosen):
+        for number, (position, _) in enumerate(zip(chosen, dataset.ahead(chosen, ()), strict=True)):
             metas.append(_complete(dataset, position, described))
             for name in described:
                 counts[name][number] = dataset[position].row_count(name)
@@ -159,6 +159,8 @@ def load_episodes(
                 rows[name] = (
                     DeviceRows(values, storage) if picture and storage not in ("ram", "mmap") else RamRows(values)
                 )
+    if dataset.remote and reporter is not None:
+        reporter.note(str(dataset.fetched))
     return EpisodeTable(layout, described, rows, tuple(chosen))
 
 
@@ -191,8 +193,8 @@ def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], count
     values = np.empty((int(counts_E.sum()), *feature.shape), feature.dtype)
     start = 0
     with reporter.progress(f"loading {feature.name}", len(positions), "episodes") as advance:
-        for position, count in zip(positions, counts_E, strict=True):
-            values[start : start + count] = dataset[position][feature.name]
+        for item, count in zip(dataset.ahead(positions, (feature.name,)), counts_E, strict=True):
+            values[start : start + count] = item[feature.name]
             start += int(count)
             advance(1)
     return values
