@@ -1,12 +1,15 @@
-"""Episodes of a dataset as flat arrays that batches are gathered from: in memory, mapped, or on a device.
+"""Episodes of a dataset as flat arrays that batches are gathered from: in memory, mapped, on a device, or read then.
 
 Imports torch only for device storage.
 """
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,11 +18,17 @@ import numpy as np
 
 from vrl3data import sample, shard
 from vrl3data.dataset import Dataset
-from vrl3data.errors import ConfigError, did_you_mean, locate
+from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 from vrl3data.sampling import Ints, Layout
 from vrl3data.schema import Array, Feature
 
+STORAGES = ("ram", "mmap", "stream")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+CACHE_BYTES = 512 * 1024**2
+"""Of decoded units that storage `stream` keeps, for each process."""
+SMALL = 64 * 1024
+"""Bytes of a raw episode of a feature that `stream` copies; of a larger one it reads rows where they lie."""
 ALIGNMENT = 16
 """Rows in a mapping are addressed in this unit where their size allows it: npy payloads start at multiples of 64."""
 
@@ -54,6 +63,8 @@ class DeviceRows:
     def __init__(self, values: Array, device: str) -> None:
         import torch
 
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("storage 'cuda' needs a GPU that torch can use; it finds none")
         self.torch, self.values = torch, torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     def __len__(self) -> int:
@@ -69,7 +80,7 @@ class MappedRows:
 
     def __init__(self, feature: Feature, maps: Sequence[mmap.mmap], shard_N: Ints, offset_N: Ints) -> None:
         self.dtype, self.shape = np.dtype(feature.dtype), feature.shape
-        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        size = row_bytes(feature)
         self._unit = int(np.gcd(ALIGNMENT, size))
         self._shard_N, self._place_N = shard_N, offset_N // self._unit
         self._views = [_windows(mapping, size, self._unit) for mapping in maps]
@@ -90,6 +101,88 @@ class MappedRows:
                 found[where] = self._views[number][self._place_N[flat[where]]]
         values: Array = found.view(self.dtype).reshape(*rows.shape, *self.shape)
         return values
+
+
+class UnitCache:
+    """Decoded units of coded features, those used last, at most `limit` bytes. Threads may share it."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit, self.bytes = limit, 0
+        self._units: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int, int]) -> Array | None:
+        with self._lock:
+            if key in self._units:
+                self._units.move_to_end(key)
+            return self._units.get(key)
+
+    def put(self, key: tuple[str, int, int], unit: Array) -> None:
+        with self._lock:
+            if key in self._units or unit.nbytes > self.limit:
+                return
+            self._units[key] = unit
+            self.bytes += unit.nbytes
+            while self.bytes > self.limit:
+                self.bytes -= self._units.popitem(last=False)[1].nbytes
+
+
+class StreamRows:
+    """Rows read through the dataset when they are gathered: nothing is loaded, whatever the codec and the place.
+
+    A coded feature is decoded unit by unit into `cache`, which also takes copies of small raw episodes; large ones are
+    views each time, since a kept view would hold on to its shard. A dataset is no object for many threads: each opens
+    its own.
+    """
+
+    def __init__(self, dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints,
+                 cache: UnitCache) -> None:  # fmt: skip
+        self.feature, self.positions, self.cache = feature, positions, cache
+        self._ends_E = np.cumsum(counts_E)
+        self._starts_E, self._counts_E = self._ends_E - counts_E, counts_E
+        self._unit = 0 if feature.codec == "raw" else max(1, feature.unit_rows)
+        self._dataset, self._owner, self._own = dataset, threading.get_ident(), threading.local()
+
+    def __len__(self) -> int:
+        return int(self._ends_E[-1])
+
+    def gather(self, rows: Ints) -> Array:
+        needed, back = np.unique(rows.reshape(-1), return_inverse=True)
+        found = np.empty((len(needed), *self.feature.shape), self.feature.dtype)
+        episode_N = np.searchsorted(self._ends_E, needed, side="right")
+        local_N = needed - self._starts_E[episode_N]
+        unit_N = local_N // self._unit if self._unit else np.zeros(len(needed), np.int64)
+        changes = np.flatnonzero(np.diff(episode_N) | np.diff(unit_N)) + 1
+        for part in np.split(np.arange(len(needed)), changes):
+            if len(part):
+                first = int(part[0])
+                block, start = self._block(int(episode_N[first]), int(unit_N[first]))
+                found[part[0] : part[-1] + 1] = block[local_N[part] - start]
+        return found[back].reshape(*rows.shape, *self.feature.shape)
+
+    def _block(self, episode: int, unit: int) -> tuple[Array, int]:
+        """(rows, number of the first): a unit, or a view of the whole episode where nothing is decoded."""
+        name, count = self.feature.name, int(self._counts_E[episode])
+        start, stop = unit * self._unit, min(count, (unit + 1) * self._unit) if self._unit else count
+        key, keep = (name, episode, unit), self._unit or count * row_bytes(self.feature) <= SMALL
+        block = self.cache.get(key) if keep else None
+        if block is None:
+            item = self._reader()[self.positions[episode]]
+            block = item.rows(name, start, stop)
+            if block.shape[1:] != self.feature.shape or len(block) != stop - start:
+                with locate(path=self._dataset.path, episode=item.name, feature=name):
+                    raise DamagedError(f"expected {stop - start} rows of {self.feature.shape}, found {block.shape}")
+            if keep:
+                self.cache.put(key, block if self._unit else block.copy())
+        return block, start
+
+    def _reader(self) -> Dataset:
+        if threading.get_ident() == self._owner:
+            return self._dataset
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = copy.copy(self._dataset)  # opened again, as pickling does
+        own: Dataset = self._own.dataset
+        return own
 
 
 def _windows(mapping: mmap.mmap, size: int, unit: int) -> Array:
@@ -120,38 +213,35 @@ class EpisodeTable:
 
 def load_episodes(
     dataset: Dataset, features: Sequence[str], *, positions: Sequence[int] | None = None, split: str | None = None,
-    storage: str = "ram", reporter: Reporter | None = None,
+    storage: str = "ram", reporter: Reporter | None = None, cache_bytes: int = CACHE_BYTES,
 ) -> EpisodeTable:  # fmt: skip
     """Read `features` of a split, of `positions`, or of all episodes.
 
     `storage` is where image features are, the others are small and always in memory. ram: decoded arrays; mmap: rows
-    stay in the mapped shards and are read when gathered (raw features only, each checked once); `cuda` or another
-    device of torch: there. ConfigError for images in place of episodes, for features that do not exist, that an
-    episode lacks or that cannot be stored so.
+    stay in the mapped shards and are read when gathered (raw features only, each checked once); stream: every feature
+    is read and decoded when gathered, of any codec, with the last `cache_bytes` of decoded units kept; `cuda` or
+    another device of torch: there. ConfigError for images in place of episodes, for features that do not exist, that
+    an episode lacks or that cannot be stored so.
     """
     with locate(path=dataset.path):
+        if storage.partition(":")[0] not in (*STORAGES, *DEVICES):
+            raise ConfigError(f"storage {storage!r}{did_you_mean(storage, (*STORAGES, *DEVICES))}")
         described = _described(dataset, features)
         chosen = list(positions if positions is not None else dataset.split(split) if split else range(len(dataset)))
         if not chosen:
             raise ConfigError("no episodes were chosen")
-        counts = {name: np.zeros(len(chosen), np.int64) for name in described}
-        metas = []
-        for number, position in enumerate(chosen):
-            metas.append(_complete(dataset, position, described))
-            for name in described:
-                counts[name][number] = dataset[position].row_count(name)
-        layout = Layout.packed(
-            [meta["length"] for meta in metas], [bool(meta["final_observation"]) for meta in metas],
-            [meta["terminated"] == 1 for meta in metas],
-        )  # fmt: skip
-        rows: dict[str, Rows] = {}
+        layout = _layout(dataset, chosen, described)
+        counts = {name: layout.states_E if f.rows == "state" else layout.lengths_E for name, f in described.items()}
+        cache, rows = UnitCache(cache_bytes), dict[str, Rows]()
         for name, feature in described.items():
+            if storage == "stream":
+                rows[name] = StreamRows(dataset, feature, chosen, counts[name], cache)
+                continue
+            _check_counts(dataset, name, chosen, counts[name])
             picture = len(feature.shape) == 3
-            need = (
-                int(counts[name].sum()) * int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
-            )
+            need = int(counts[name].sum()) * row_bytes(feature)
             if storage != "mmap" and need > physical_memory():
-                raise ConfigError(f"{name} takes {need / 1e9:.0f} GB in memory; use storage 'mmap'")
+                raise ConfigError(f"{name} takes {need / 1e9:.0f} GB in memory; use storage 'mmap' or 'stream'")
             if storage == "mmap" and picture:
                 rows[name] = _mapped(dataset, feature, chosen, counts[name])
             else:
@@ -160,6 +250,11 @@ def load_episodes(
                     DeviceRows(values, storage) if picture and storage not in ("ram", "mmap") else RamRows(values)
                 )
     return EpisodeTable(layout, described, rows, tuple(chosen))
+
+
+def row_bytes(feature: Feature) -> int:
+    """Bytes of one decoded row."""
+    return int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
 
 
 def physical_memory() -> int:
@@ -178,13 +273,25 @@ def _described(dataset: Dataset, features: Sequence[str]) -> dict[str, Feature]:
     return {name: dataset.schema[name] for name in features}
 
 
-def _complete(dataset: Dataset, position: int, features: Mapping[str, Feature]) -> dict[str, Any]:
-    item = dataset[position]
-    missing = [name for name in features if name in item.absent]
-    if missing:
-        with locate(episode=item.name, feature=missing[0]):
-            raise ConfigError("this episode lacks the feature; choose episodes that have it")
-    return item.meta
+def _layout(dataset: Dataset, positions: Sequence[int], features: Mapping[str, Feature]) -> Layout:
+    """From the index, without touching an episode. ConfigError if one lacks a feature."""
+    place = np.asarray(positions, np.int64)
+    columns = {key: dataset.index[key].to_numpy()[place] for key in ("length", "final_observation", "terminated")}
+    absent = dataset.index["absent"].take(place)
+    for row, names in enumerate(absent.to_pylist()) if any(absent.unique().to_pylist()) else ():
+        missing = [name for name in features if name in names.split(",")]
+        if missing:
+            with locate(episode=dataset[positions[row]].name, feature=missing[0]):
+                raise ConfigError("this episode lacks the feature; choose episodes that have it")
+    return Layout.packed(columns["length"], columns["final_observation"] == 1, columns["terminated"] == 1)
+
+
+def _check_counts(dataset: Dataset, feature: str, positions: Sequence[int], counts_E: Ints) -> None:
+    for position, count in zip(positions, counts_E, strict=True):
+        item = dataset[position]
+        if item.row_count(feature) != count:
+            with locate(episode=item.name, feature=feature):
+                raise DamagedError(f"the commit record promises {count} rows, found {item.row_count(feature)}")
 
 
 def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints, reporter: Reporter) -> Array:
@@ -200,9 +307,9 @@ def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], count
 
 def _mapped(dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints) -> MappedRows:
     if feature.codec != "raw":
-        raise ConfigError(f"{feature.name} is coded as {feature.codec}; use storage 'ram'")
+        raise ConfigError(f"{feature.name} is coded as {feature.codec}; use storage 'ram' or 'stream'")
     (member,) = sample.feature_members(feature, dataset.schema)
-    size = int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
+    size = row_bytes(feature)
     numbers: dict[str, int] = {}
     maps: list[mmap.mmap] = []
     shards, offsets = [], []
