@@ -127,12 +127,26 @@ class UnitCache:
                 self.bytes -= self._units.popitem(last=False)[1].nbytes
 
 
+class Readers:
+    """A dataset for each thread that asks: one is no object for many threads. The one who made this uses the given."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self._owner, self._own = dataset, threading.get_ident(), threading.local()
+
+    def mine(self) -> Dataset:
+        if threading.get_ident() == self._owner:
+            return self.dataset
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = copy.copy(self.dataset)  # opened again, as pickling does
+        own: Dataset = self._own.dataset
+        return own
+
+
 class StreamRows:
     """Rows read through the dataset when they are gathered: nothing is loaded, whatever the codec and the place.
 
     A coded feature is decoded unit by unit into `cache`, which also takes copies of small raw episodes; large ones are
-    views each time, since a kept view would hold on to its shard. A dataset is no object for many threads: each opens
-    its own.
+    views each time, since a kept view would hold on to its shard.
     """
 
     def __init__(self, dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints,
@@ -141,7 +155,7 @@ class StreamRows:
         self._ends_E = np.cumsum(counts_E)
         self._starts_E, self._counts_E = self._ends_E - counts_E, counts_E
         self._unit = 0 if feature.codec == "raw" else max(1, feature.unit_rows)
-        self._dataset, self._owner, self._own = dataset, threading.get_ident(), threading.local()
+        self._readers = Readers(dataset)
 
     def __len__(self) -> int:
         return int(self._ends_E[-1])
@@ -167,22 +181,14 @@ class StreamRows:
         key, keep = (name, episode, unit), self._unit or count * row_bytes(self.feature) <= SMALL
         block = self.cache.get(key) if keep else None
         if block is None:
-            item = self._reader()[self.positions[episode]]
+            item = self._readers.mine()[self.positions[episode]]
             block = item.rows(name, start, stop)
             if block.shape[1:] != self.feature.shape or len(block) != stop - start:
-                with locate(path=self._dataset.path, episode=item.name, feature=name):
+                with locate(path=item.dataset.path, episode=item.name, feature=name):
                     raise DamagedError(f"expected {stop - start} rows of {self.feature.shape}, found {block.shape}")
             if keep:
                 self.cache.put(key, block if self._unit else block.copy())
         return block, start
-
-    def _reader(self) -> Dataset:
-        if threading.get_ident() == self._owner:
-            return self._dataset
-        if not hasattr(self._own, "dataset"):
-            self._own.dataset = copy.copy(self._dataset)  # opened again, as pickling does
-        own: Dataset = self._own.dataset
-        return own
 
 
 def _windows(mapping: mmap.mmap, size: int, unit: int) -> Array:

@@ -83,8 +83,13 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind) -> Iterat
             # A forked child holds what we hold: it closes our ends, or a dead parent would never be noticed.
             inherited = tuple(ears) if kind == "fork" else ()
             process = context.Process(target=_work, args=(plan, first + worker, workers, mouth, inherited), daemon=True)
-            process.start()
-            processes.append(process)
+            # Ctrl-C reaches all of us and the parent decides: blocked until the child has said that it ignores it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+                processes.append(process)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             mouth.close()
         step = first
         while plan.steps is None or step < plan.steps:
@@ -105,7 +110,7 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind) -> Iterat
 
 def _work(plan: Plan, first: int, stride: int, mouth: Connection, inherited: tuple[Connection, ...]) -> None:
     """A process: steps first, first + stride, ... until nobody listens. An error of ours is sent and ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for connection in inherited:
         connection.close()
