@@ -78,8 +78,9 @@ def test_images_go_on_where_they_were(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"size": 0}, "size: expected at least 1"), ({"shufle": True}, "unknown option 'shufle'; did you mean 'shuffle'"),
-     ({"by": "episode", "replacement": True}, "images belong to no episode"), ({"positions": []}, "no images were chosen"),
-     ({"positions": [99]}, "positions: expected 0 to 49"), ({"split": "tset"}, "no split 'tset'")],
+     ({"by": "episode", "replacement": True}, "images belong to no episode"),
+     ({"positions": []}, "no images were chosen"), ({"positions": [99]}, "positions: expected 0 to 49"),
+     ({"split": "tset"}, "no split 'tset'")],
 )  # fmt: skip
 def test_wrong_options_are_refused_by_name(dataset, options: dict[str, Any], message):
     with pytest.raises(ConfigError, match=message):
@@ -87,9 +88,11 @@ def test_wrong_options_are_refused_by_name(dataset, options: dict[str, Any], mes
 
 
 def test_episodes_are_refused(tmp_path):
-    with vrl3data.open(write_dataset(tmp_path / "set")) as episodes:
-        with pytest.raises(ConfigError, match=r"those have ds\.windows"):
-            episodes.images(4, SIZE)
+    with (
+        vrl3data.open(write_dataset(tmp_path / "set")) as episodes,
+        pytest.raises(ConfigError, match=r"those have ds\.windows"),
+    ):
+        episodes.images(4, SIZE)
 
 
 def test_a_stream_takes_what_a_table_holds(dataset, monkeypatch):

@@ -146,20 +146,23 @@ OPTIONS = st.fixed_dictionaries(
 @given(OPTIONS, st.integers(1, 9))
 def test_every_window_of_an_epoch_equals_a_loop(dataset, options, size):
     options = {"discount": 0.9, **options}
-    batches = collect(dataset.windows(size, storage="mmap", **options))
-    for batch in batches:
-        for i in range(len(batch["step"])):
-            check_window(dataset, {name: value[i] for name, value in batch.items()}, options)
     wanted = Counter()
     for position, item in enumerate(dataset):
         known = item.meta["final_observation"] or item.meta["terminated"] == 1
         for t in range(item.length):
-            left = item.length - t - (0 if known or "n_step" not in options else 1)
-            need = max(options.get("n_step", 1), options.get("action_horizon", 1)) if options.get("whole") else 1
-            enough = left >= (min(need, options.get("n_step", need)) if "n_step" in options else need)
+            enough = "n_step" not in options or t < item.length - (not known)
             if options.get("whole"):
-                enough = enough and item.length - t >= options.get("action_horizon", 1)
+                enough = enough and t + options.get("n_step", 1) <= item.length - ("n_step" in options and not known)
+                enough = enough and t + options.get("action_horizon", 1) <= item.length
             wanted[position, t] += enough
+    if not +wanted:
+        with pytest.raises(ConfigError, match="no episode is long enough"):
+            dataset.windows(size, **options)
+        return
+    batches = collect(dataset.windows(size, storage="mmap", **options))
+    for batch in batches:
+        for i in range(len(batch["step"])):
+            check_window(dataset, {name: value[i] for name, value in batch.items()}, options)
     assert windows_of(batches) == +wanted
 
 
@@ -237,6 +240,16 @@ def test_two_ranks_with_two_workers_see_every_window_once(dataset, buffer, endin
             assert sizes == {3} if ending else sizes == {3, 2}
         seen.append([batch["step"].tolist() for batch in ranks[0]])
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("storage", ["mmap", "ram", "stream", "cpu"])
+def test_a_rank_that_is_left_without_windows_gets_an_empty_batch(dataset, storage):
+    ranks = [collect(dataset.windows(1, rank=rank, world=29, storage=storage, **EVERYTHING)) for rank in range(29)]
+    assert [len(rank) for rank in ranks] == [1] * 29
+    sizes = [len(rank[0]["step"]) for rank in ranks]
+    assert sorted(sizes)[-2:] == [1, 1] and 0 in sizes
+    empty, full = ranks[sizes.index(0)][0], ranks[sizes.index(1)][0]
+    assert all(value.shape[1:] == full[name].shape[1:] for name, value in empty.items())
 
 
 def test_the_global_order_does_not_depend_on_how_ranks_share_it(dataset):

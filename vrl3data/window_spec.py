@@ -19,7 +19,7 @@ from vrl3data.schema import Schema
 
 GOALS = ("geometric", "uniform", "random", "final")
 KEYS = ("episode", "step", "return", "discount", "mask", "action_mask", "state_mask", "step_mask", "goal.episode",
-        "goal.step", "goal.mask", "ordered.step", "ordered.mask", "valid")  # fmt: skip
+        "goal.step", "goal.mask", "ordered.step", "ordered.mask", "valid", "dataset")  # fmt: skip
 PREFIXES = ("next.", "goal.", "ordered.", "first.", "last.")
 RAM_SHARE = 0.25
 """Storage `auto` decodes into memory what takes at most this share of it."""

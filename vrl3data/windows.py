@@ -150,7 +150,7 @@ class WindowPlan:
         """Of the states t, (B,) or (B, L): shape (*t.shape, K, ...)."""
         episode = np.broadcast_to(episode_B.reshape(-1, *[1] * (t.ndim - 1)), t.shape).reshape(-1)
         rows_NK = stack_rows(self.layout, episode, t.reshape(-1), self.spec.frame_stack, self.spec.frame_stride)
-        return self.table.gather(name, rows_NK.reshape(*t.shape, -1))
+        return self.table.gather(name, rows_NK.reshape(*t.shape, self.spec.frame_stack))
 
     def _moment(self, prefix: str, episode_B: Ints, t_B: Ints) -> Batch:
         """Stacks and state features at t."""
