@@ -428,10 +428,10 @@ import multiprocessing, sys, time
 import vrl3data
 if __name__ == "__main__":
     batches = vrl3data.open(sys.argv[1]).windows(2, epochs=None, storage="mmap", workers=2, worker_kind=sys.argv[2])
-    next(batches)
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     try:
         with batches:
+            next(batches)
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             for batch in batches:
                 time.sleep(0.01)
     except KeyboardInterrupt:

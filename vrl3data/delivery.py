@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from vrl3data.errors import ConfigError, did_you_mean
-from vrl3data.workers import KINDS, Batch, Plan, WorkerKind, produce
+from vrl3data.exchange import Batch
+from vrl3data.workers import KINDS, Plan, WorkerKind, produce
 
 STATE_VERSION = 1
 

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,29 +77,27 @@ class DeviceRows:
 
 
 class MappedRows:
-    """Raw rows where they lie in the mapped shards: one strided take for each shard a batch touches."""
+    """Raw rows where they lie in the mapped shards: one strided take for a batch, however many shards it touches."""
 
     def __init__(self, feature: Feature, maps: Sequence[mmap.mmap], shard_N: Ints, offset_N: Ints) -> None:
         self.dtype, self.shape = np.dtype(feature.dtype), feature.shape
         size = row_bytes(feature)
-        self._unit = int(np.gcd(ALIGNMENT, size))
-        self._shard_N, self._place_N = shard_N, offset_N // self._unit
-        self._views = [_windows(mapping, size, self._unit) for mapping in maps]
+        unit = int(np.gcd(ALIGNMENT, size))
+        # Kept here: the view below holds on to one of them only.
+        self._maps = [np.frombuffer(mapping, np.uint8) for mapping in maps]
+        address_S = np.array([data.ctypes.data for data in self._maps], np.int64)
+        lowest = int(address_S.argmin())
+        # Mappings begin at pages. What lies between two of them belongs to the view and is never addressed.
+        self._place_N = (address_S[shard_N] - address_S[lowest] + offset_N) // unit
+        self._view = np.lib.stride_tricks.as_strided(
+            self._maps[lowest], (int(self._place_N.max()) + 1, size), (unit, 1), writeable=False
+        )
 
     def __len__(self) -> int:
-        return len(self._shard_N)
+        return len(self._place_N)
 
     def gather(self, rows: Ints) -> Array:
-        flat = rows.reshape(-1)
-        shards = self._shard_N[flat]
-        touched = np.unique(shards)
-        if len(touched) == 1:
-            found = self._views[touched[0]][self._place_N[flat]]
-        else:
-            found = np.empty((len(flat), self._views[0].shape[1]), np.uint8)
-            for number in touched:
-                where = np.flatnonzero(shards == number)
-                found[where] = self._views[number][self._place_N[flat[where]]]
+        found = self._view[self._place_N[rows.reshape(-1)]]
         values: Array = found.view(self.dtype).reshape(*rows.shape, *self.shape)
         return values
 
@@ -155,30 +154,31 @@ class StreamRows:
         self._ends_E = np.cumsum(counts_E)
         self._starts_E, self._counts_E = self._ends_E - counts_E, counts_E
         self._unit = 0 if feature.codec == "raw" else max(1, feature.unit_rows)
-        self._readers = Readers(dataset)
+        self._row_bytes, self._readers = row_bytes(feature), Readers(dataset)
 
     def __len__(self) -> int:
         return int(self._ends_E[-1])
 
     def gather(self, rows: Ints) -> Array:
-        needed, back = np.unique(rows.reshape(-1), return_inverse=True)
-        found = np.empty((len(needed), *self.feature.shape), self.feature.dtype)
+        flat = rows.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        needed = flat[order]
+        found = np.empty((len(flat), *self.feature.shape), self.feature.dtype)
         episode_N = np.searchsorted(self._ends_E, needed, side="right")
         local_N = needed - self._starts_E[episode_N]
         unit_N = local_N // self._unit if self._unit else np.zeros(len(needed), np.int64)
-        changes = np.flatnonzero(np.diff(episode_N) | np.diff(unit_N)) + 1
-        for part in np.split(np.arange(len(needed)), changes):
-            if len(part):
-                first = int(part[0])
-                block, start = self._block(int(episode_N[first]), int(unit_N[first]))
-                found[part[0] : part[-1] + 1] = block[local_N[part] - start]
-        return found[back].reshape(*rows.shape, *self.feature.shape)
+        changes = np.flatnonzero((np.diff(episode_N) != 0) | (np.diff(unit_N) != 0)) + 1
+        bounds = [0, *changes.tolist(), len(needed)] if len(needed) else []
+        for first, last in pairwise(bounds):
+            block, start = self._block(int(episode_N[first]), int(unit_N[first]))
+            found[order[first:last]] = block[local_N[first:last] - start]
+        return found.reshape(*rows.shape, *self.feature.shape)
 
     def _block(self, episode: int, unit: int) -> tuple[Array, int]:
         """(rows, number of the first): a unit, or a view of the whole episode where nothing is decoded."""
         name, count = self.feature.name, int(self._counts_E[episode])
         start, stop = unit * self._unit, min(count, (unit + 1) * self._unit) if self._unit else count
-        key, keep = (name, episode, unit), self._unit or count * row_bytes(self.feature) <= SMALL
+        key, keep = (name, episode, unit), self._unit or count * self._row_bytes <= SMALL
         block = self.cache.get(key) if keep else None
         if block is None:
             item = self._readers.mine()[self.positions[episode]]
@@ -189,13 +189,6 @@ class StreamRows:
             if keep:
                 self.cache.put(key, block if self._unit else block.copy())
         return block, start
-
-
-def _windows(mapping: mmap.mmap, size: int, unit: int) -> Array:
-    """A view of (places, size) bytes in which row p starts at byte p * unit: no copy, rows overlap."""
-    data = np.frombuffer(mapping, np.uint8)
-    places = max(0, (len(data) - size) // unit + 1)
-    return np.lib.stride_tricks.as_strided(data, (places, size), (unit, 1), writeable=False)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 from vrl3data.dataset import Dataset
 from vrl3data.delivery import Batches, DeliverySpec
 from vrl3data.errors import ConfigError, did_you_mean
+from vrl3data.exchange import Batch
 from vrl3data.sampling import Ints
 from vrl3data.schema import Feature
 from vrl3data.window_spec import PREFIXES, StorageSpec, WindowSpec, split_options
 from vrl3data.windows import WindowPlan
-from vrl3data.workers import Batch
 
 Until = Literal["forever", "first", "all"]
 UNTIL = ("forever", "first", "all")

@@ -20,6 +20,7 @@ import xxhash
 from vrl3data.dataset import Dataset
 from vrl3data.delivery import Batches, DeliverySpec
 from vrl3data.errors import ConfigError, locate
+from vrl3data.exchange import Batch
 from vrl3data.images import LOADED_BYTES, ImageTable, load_images, square
 from vrl3data.loader import Readers, physical_memory
 from vrl3data.order import Order, OrderSpec
@@ -27,7 +28,6 @@ from vrl3data.report import Reporter
 from vrl3data.sampling import Ints, Starts
 from vrl3data.schema import Array
 from vrl3data.window_spec import split_options
-from vrl3data.workers import Batch
 
 MEMORY_SHARE = 0.5
 """A set that takes more than this of the memory, decoded, is streamed."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vrl3data.workers import Batch, Plan
+from vrl3data.exchange import Batch
+from vrl3data.workers import Plan
 
 
 class TorchBatches(IterableDataset[Batch]):

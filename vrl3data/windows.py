@@ -15,6 +15,7 @@ import xxhash
 from vrl3data.dataset import Dataset
 from vrl3data.delivery import Batches, DeliverySpec
 from vrl3data.errors import ConfigError, locate
+from vrl3data.exchange import Batch
 from vrl3data.loader import STORAGES, EpisodeTable, load_episodes
 from vrl3data.order import Order
 from vrl3data.sampling import (
@@ -29,7 +30,6 @@ from vrl3data.sampling import (
     uniform_future_states,
 )
 from vrl3data.window_spec import StorageSpec, WindowSpec, choose_storage, resolved, split_options
-from vrl3data.workers import Batch
 
 
 class WindowPlan:

@@ -1,23 +1,22 @@
 """Batches made ahead by threads or processes, handed out in order: step s is made by worker s modulo their number.
-
-What travels between processes is names, dtypes, shapes and bytes of arrays. Imports no torch.
+ Imports
+no torch.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from vrl3data.errors import Vrl3dataError
+from vrl3data.exchange import Batch, Ear, Mouth
 
-Batch = dict[str, Any]
 WorkerKind = Literal["thread", "fork", "spawn"]
 KINDS = ("thread", "fork", "spawn")
 PATIENCE_S = 5.0
@@ -44,14 +43,13 @@ def produce(plan: Plan, first: int, workers: int, kind: WorkerKind, prefetch: in
     """The batches from step `first` on. Close the iterator to end the workers early."""
     if workers == 0:
         return _here(plan, first)
-    return _threads(plan, first, workers, prefetch) if kind == "thread" else _processes(plan, first, workers, kind)
+    if kind == "thread":
+        return _threads(plan, first, workers, prefetch)
+    return _processes(plan, first, workers, kind, prefetch)
 
 
 def _here(plan: Plan, first: int) -> Iterator[Batch]:
-    step = first
-    while plan.steps is None or step < plan.steps:
-        yield plan.batch(step)
-        step += 1
+    return (plan.batch(step) for step in range(first, _end(plan)))
 
 
 def _threads(plan: Plan, first: int, workers: int, prefetch: int) -> Iterator[Batch]:
@@ -71,18 +69,19 @@ def _threads(plan: Plan, first: int, workers: int, prefetch: int) -> Iterator[Ba
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind) -> Iterator[Batch]:
-    """Each process has one batch ready while it waits to be heard."""
+def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind, prefetch: int) -> Iterator[Batch]:
+    """Each process makes at most `prefetch` batches ahead."""
     context: Any = multiprocessing.get_context(kind)
     processes: list[Any] = []
-    ears: list[Connection] = []
+    ends: list[Connection] = []
     try:
         for worker in range(workers):
-            ear, mouth = context.Pipe(duplex=False)
-            ears.append(ear)
+            ours, theirs = context.Pipe()
+            ends.append(ours)
             # A forked child holds what we hold: it closes our ends, or a dead parent would never be noticed.
-            inherited = tuple(ears) if kind == "fork" else ()
-            process = context.Process(target=_work, args=(plan, first + worker, workers, mouth, inherited), daemon=True)
+            inherited = tuple(ends) if kind == "fork" else ()
+            arguments = (plan, range(first + worker, _end(plan), workers), Mouth(theirs, prefetch), inherited)
+            process = context.Process(target=_work, args=arguments, daemon=True)
             # Ctrl-C reaches all of us and the parent decides: blocked until the child has said that it ignores it.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
@@ -90,15 +89,14 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind) -> Iterat
                 processes.append(process)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            mouth.close()
-        step = first
-        while plan.steps is None or step < plan.steps:
+            theirs.close()
+        ears = [Ear(end) for end in ends]
+        for step in range(first, _end(plan)):
             worker = (step - first) % workers
             yield _heard(ears[worker], processes[worker], step)
-            step += 1
     finally:
-        for ear in ears:
-            ear.close()
+        for end in ends:
+            end.close()
         for process in processes:
             process.terminate()
         for process in processes:
@@ -108,52 +106,38 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind) -> Iterat
                 process.join()
 
 
-def _work(plan: Plan, first: int, stride: int, mouth: Connection, inherited: tuple[Connection, ...]) -> None:
-    """A process: steps first, first + stride, ... until nobody listens. An error of ours is sent and ends it."""
+def _end(plan: Plan) -> int:
+    return sys.maxsize if plan.steps is None else plan.steps
+
+
+def _work(plan: Plan, steps: range, mouth: Mouth, inherited: tuple[Connection, ...]) -> None:
+    """A process: its steps, until nobody listens. An error of ours is sent and is the last thing said."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for connection in inherited:
         connection.close()
     try:
-        for step in _steps(plan, first, stride):
+        for step in steps:
             try:
                 batch = plan.batch(step)
             except Vrl3dataError as error:
-                mouth.send(error)
-                return
-            _say(mouth, batch)
-    except BrokenPipeError:
+                mouth.connection.send(error)
+                break
+            mouth.say(batch)
+        mouth.wait()
+    except (BrokenPipeError, ConnectionResetError, EOFError):
         return
 
 
-def _steps(plan: Plan, first: int, stride: int) -> Iterator[int]:
-    step = first
-    while plan.steps is None or step < plan.steps:
-        yield step
-        step += stride
-
-
-def _say(mouth: Connection, batch: Mapping[str, Any]) -> None:
-    arrays = {name: np.ascontiguousarray(value) for name, value in batch.items()}
-    mouth.send([(name, value.dtype.str, value.shape) for name, value in arrays.items()])
-    for value in arrays.values():
-        if value.nbytes:
-            mouth.send_bytes(value.reshape(-1).view(np.uint8).data)
-
-
-def _heard(ear: Connection, process: Any, step: int) -> Batch:
+def _heard(ear: Ear, process: Any, step: int) -> Batch:
     try:
-        head = ear.recv()
-        if isinstance(head, Vrl3dataError):
-            raise head
-        batch = {name: np.empty(shape, dtype) for name, dtype, shape in head}
-        for value in batch.values():
-            if value.nbytes:
-                ear.recv_bytes_into(value.reshape(-1).view(np.uint8).data)
+        found = ear.hear()
     except (EOFError, OSError) as error:
         process.join(PATIENCE_S)
         raise WorkerDied(
             f"a worker process ended with exit code {process.exitcode} before batch {step}: out of memory, killed, or "
             "an error that it has printed"
         ) from error
-    return batch
+    if isinstance(found, Vrl3dataError):
+        raise found
+    return found
