@@ -5,8 +5,9 @@ python benchmarks/loading.py [DATASET] [--episodes 25] [--batch 256] [--rounds 3
 Without DATASET, episodes of 84 x 84 noise are written to a temporary folder, raw and as PNG. `fancy` is the opponent of
 every ratio: the same arrays in memory, the same index arithmetic, NumPy's fancy indexing of rows that were flattened
 (three times as fast as of pictures). Its batches are checked to equal ours in every array. Sides take turns, so that
-load from elsewhere meets all of them. Memory is what a process of its own holds, at most, in the first and in the last
-epoch: without the pages of mapped files, which the system takes back when it needs them.
+load from elsewhere meets all of them; where there is much of it, the processor's time says more. Memory is what a
+process of its own holds, at most, in the first and in the last epoch: without the pages of mapped files, which the
+system takes back when it needs them.
 """
 
 from __future__ import annotations
@@ -114,17 +115,17 @@ def by_storage(dataset: Dataset, storages: list[str], batch: int, rounds: int) -
     for name, side in sides.items():
         found = side(0)
         assert found.keys() == wanted.keys() and all(np.array_equal(found[key], wanted[key]) for key in wanted), name
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for step in range(1, rounds + 1):
         # Whoever comes after a side finds the heap as that side leaves it: the order changes.
         for name in np.random.default_rng(step).permutation(list(sides)).tolist():
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             sides[name](step)
-            seconds[name].append(time.perf_counter() - started)
-    base = statistics.median(seconds["fancy"])
-    for name, values in seconds.items():
-        middle = statistics.median(values)
-        print(f"  {name:8} {batch / middle:8,.0f} windows/s, {base / middle:5.2f} of fancy")
+            seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    middle = {name: [statistics.median(kind) for kind in zip(*spent, strict=True)] for name, spent in seconds.items()}
+    for name, (wall, cpu) in middle.items():
+        ratios = f"{middle['fancy'][0] / wall:5.2f} of fancy, {middle['fancy'][1] / cpu:5.2f} in time of the processor"
+        print(f"  {name:8} {batch / wall:8,.0f} windows/s, {ratios}")
 
 
 def by_workers(dataset: Dataset, storage: str, batch: int, rounds: int) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import vrl3data
 from vrl3data import loader, order, window_spec
+from vrl3data.dataset import StoredSample
 from vrl3data.delivery import Batches, DeliverySpec
 from vrl3data.errors import ConfigError, DamagedError, locate
 from vrl3data.order import Bijection, Order, OrderSpec
@@ -524,6 +525,15 @@ def test_streamed_rows_that_are_damaged_are_found(tmp_path):
     (path / "data" / shard).write_bytes(bytes(data))
     with vrl3data.open(path) as dataset, pytest.raises(DamagedError, match="do not have the hash"):
         collect(dataset.windows(4, storage="stream", workers=2))
+
+
+@pytest.mark.parametrize("storage", ["ram", "mmap", "stream"])
+def test_fewer_rows_than_promised_are_damage(dataset, monkeypatch, storage):
+    real = StoredSample.rows
+    monkeypatch.setattr(StoredSample, "row_count", lambda self, feature: self.length - 1)
+    monkeypatch.setattr(StoredSample, "rows", lambda self, feature, *span: real(self, feature, *span)[:1])
+    with pytest.raises(DamagedError, match=r"expected \d+ rows|promises \d+ rows"):
+        collect(dataset.windows(4, storage=storage))
 
 
 def test_auto_takes_what_fits(tmp_path, dataset, monkeypatch):
