@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,14 @@ class Dataset:
         if name not in self.manifest.splits:
             raise ConfigError(f"no split {name!r}{did_you_mean(name, self.manifest.splits)}")
         return np.flatnonzero(pc.equal(self.index["split"], name).to_numpy()).tolist()
+
+    def windows(self, batch_size: int, **options: Any) -> Any:
+        """Batches of windows over the episodes: see vrl3data/windows.py for the options and what a batch holds."""
+        return import_module("vrl3data.windows").windows(self, batch_size, **options)
+
+    def images(self, batch_size: int, size: int, **options: Any) -> Any:
+        """Batches of labelled images, decoded as they are asked for: see vrl3data/stream.py."""
+        return import_module("vrl3data.stream").images(self, batch_size, size, **options)
 
     def place(self, position: int) -> tuple[int, str]:
         """(key, file name of the shard) of a sample."""

@@ -16,7 +16,7 @@ from vrl3data.report import Reporter, Silent
 from vrl3data.schema import Array
 
 LOADED_BYTES = 64 * 1024**3
-"""Refused above this: such a set wants a stream, which this release does not have."""
+"""Refused above this: such a set wants a stream."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ def load_images(dataset: Dataset, size: int, split: str | None = None, reporter:
             raise ConfigError("expected a dataset of images, found one of episodes")
         positions = dataset.split(split) if split else list(range(len(dataset)))
         if len(positions) * size * size * 3 > LOADED_BYTES:
-            raise ConfigError(f"{len(positions)} images of {size} pixels do not fit in memory; use a smaller size")
+            raise ConfigError(
+                f"{len(positions)} images of {size} pixels do not fit in memory; use a stream or a smaller size"
+            )
     images_NHWC = np.empty((len(positions), size, size, 3), np.uint8)
     labels_N = np.empty(len(positions), np.int64)
     with (reporter or Silent()).progress("decoding", len(positions), "images") as advance:
