@@ -2,10 +2,12 @@
 
 python benchmarks/loader.py DATASET [--opponents TEXT ...] [--settings best|all] [--peers PYTHON] [--json]
 
-Every side hands out batches of 256 windows {obs, next_obs (256, 9, 84, 84) uint8, sensor, next_sensor, action, return,
-discount, mask}, n = 3, gamma 0.99, in a process of its own with one thread. Before anything is timed, batches of each
-side are compared with the definition: equal, or with the PSNR of a lossy side and its frames aligned. Then all sides
-take turns; speeds are medians over the rounds, ratios the median over the rounds of ours / theirs in that round.
+Every side hands out batches of 256 windows {obs, next_obs uint8, sensor, next_sensor, action, return, discount, mask},
+n = 3, gamma 0.99, in a process of its own with one thread; images as frames (256, 3, 84, 84, 3), which is what
+`Dataset.windows` gives, and again as channels (256, 9, 84, 84), which is what the replay gives. Before anything is
+timed, batches of each side are compared with the definition: equal, or with the PSNR of a lossy side and its frames
+aligned. Then all sides take turns; speeds are medians over the rounds, ratios the median over the rounds of ours /
+theirs in that round.
 PYTHON is that of `sh benchmarks/setup_opponents.sh DIR`, DIR/bin/python: for packages that we do not depend on.
 benchmarks/README.md says what each side does and which settings were tried.
 """
@@ -27,23 +29,22 @@ from typing import Any
 
 import numpy as np
 from opponents import ENTRIES, Entry
-from opponents.common import Source
+from opponents.common import BATCH, COLUMNS, Layout, Source
 
 from vrl3data.dataset import Dataset, open_dataset
 
 HERE = Path(__file__).resolve().parent
 SEED = 4
+LAYOUTS = ("frames", "channels")
 
 
-def read_source(dataset: Dataset, camera: str) -> Source:
-    """All episodes as arrays; a final observation, which no whole window would need, is left out."""
-    columns: list[list[Any]] = [[], [], [], []]
+def read_source(dataset: Dataset, camera: str, layout: Layout) -> Source:
+    """All episodes as arrays."""
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for item in dataset:
-        states = item.row_count(camera)
-        for column, name in zip(columns, (camera, "obs.proprio", "action", "reward"), strict=True):
-            values = np.asarray(item[name])[:states]
-            column.append(values if name == camera else values.astype(np.float32))
-    return Source(*columns)
+        for column, name in zip(COLUMNS, (camera, "obs.proprio", "action", "reward"), strict=True):
+            columns[column].append(item[name] if name == camera else item[name].astype(np.float32))
+    return Source(**columns, layout=layout)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Running:
 
     def speeds(self, clock: str) -> list[float]:
         """Windows a second of each round."""
-        return [256 * done["batches"] / max(done[clock], 1e-9) for done in self.rounds]
+        return [BATCH * done["batches"] / max(done[clock], 1e-9) for done in self.rounds]
 
     def stop(self) -> None:
         assert self.process.stdin is not None
@@ -135,30 +136,31 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--camera", default="obs.image.top")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--opponents", nargs="*", default=[""], metavar="TEXT", help="sides whose name contains it")
     parser.add_argument("--settings", choices=("best", "all"), default="best")
     parser.add_argument("--peers", type=Path, help="python of the environment with robomimic, minari and torchcodec")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each side in each round; at least one batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each side in each round; at least one batch")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu for machines that are busy")
     parser.add_argument("--scratch", type=Path, help="where files are made; a directory for temporary files if unset")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
-def chosen(given: argparse.Namespace) -> list[Entry]:
+def chosen(given: argparse.Namespace, layout: Layout) -> list[Entry]:
     """Ours from mapped shards comes first: everything is compared with it."""
     wanted = [entry for entry in ENTRIES[1:] if any(text.lower() in entry.side.lower() for text in given.opponents)]
-    return [ENTRIES[0], *(entry for entry in wanted if entry.best or given.settings == "all")]
+    fitting = [entry for entry in wanted if layout in entry.layouts and (entry.best or given.settings == "all")]
+    return [ENTRIES[0], *fitting]
 
 
-def measure(given: argparse.Namespace, folder: Path) -> list[Running]:
+def measure(given: argparse.Namespace, folder: Path, layout: Layout) -> list[Running]:
     (folder / "dataset.txt").write_text(f"{given.dataset.resolve()}\n{given.camera}\n")
     with open_dataset(given.dataset) as dataset:
-        source = read_source(dataset, given.camera)
-    source.save(folder / "source.npz")
+        read_source(dataset, given.camera, layout).save(folder / "source.npz")
     running = []
-    for entry in chosen(given):
+    for entry in chosen(given, layout):
         try:
             running.append(start(entry, folder, given.peers))
         except RuntimeError as error:
@@ -174,15 +176,20 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Running]:
 
 
 def main() -> None:
-    given = arguments()
-    with tempfile.TemporaryDirectory(dir=given.scratch) as name:
-        rows = report(measure(given, Path(name)), given.clock)
+    given, found = arguments(), {}
+    for layout in given.layouts:
+        with tempfile.TemporaryDirectory(dir=given.scratch) as name:
+            found[layout] = report(measure(given, Path(name), layout), given.clock)
+        if not given.json:
+            print(f"\n{layout}: batches of {BATCH} windows, median of {given.rounds} rounds, {given.clock} clock")
+            print(table(found[layout]), flush=True)
+    versions = {"numpy": version("numpy")}
+    for row in (row for rows in found.values() for row in rows):
+        versions |= row["versions"]
     if given.json:
-        print(json.dumps({"clock": given.clock, "rows": rows, "numpy": version("numpy")}, indent=1))
-        return
-    print(f"batches of 256 windows, {given.rounds} rounds, {given.clock} clock, numpy {version('numpy')}")
-    print(table(rows))
-    print(", ".join(sorted({f"{name} {number}" for row in rows for name, number in row["versions"].items()})))
+        print(json.dumps({"clock": given.clock, "versions": versions, "layouts": found}, indent=1))
+    else:
+        print("\n" + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from opponents.common import Layout
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -16,15 +18,19 @@ class Entry:
     goal: float | None = None
     best: bool = True
     """Whether this setting was the fastest, or within noise of it; the others are measured with `--settings all`."""
+    layouts: tuple[Layout, ...] = ("frames", "channels")
     needs: tuple[str, ...] = ()
     """Packages beside ours; the process runs in the other environment if ours lacks one."""
 
 
 ENTRIES = (
-    Entry("ours, mmap", "ours", "ours:Mapped"),
-    Entry("ours, ram", "ours", "ours:Memory"),
+    Entry("ours", "mmap", "ours:Ours"),
+    Entry("ours", "ram", "ours:Ours"),
+    Entry("ours", "stream", "ours:Ours", None, False),
+    Entry("ours", "stream, dzst", "ours:Ours"),
+    Entry("ours", "stream, dzst, 8 MB kept", "ours:Ours", None, False),
     Entry("fancy indexing", "same arrays in memory", "fancy:SameArrays", 0.9),
-    Entry("fancy indexing", "planes stored first", "fancy:PlanesFirst"),
+    Entry("fancy indexing", "planes in memory", "fancy:PlanesFirst", layouts=("channels",)),
     Entry("h5py, handles kept", "contiguous", "hdf5:Kept", 8),
     Entry("h5py, handles kept", "chunks of 1 frame", "hdf5:Kept", 8, False),
     Entry("h5py, handles kept", "chunks of 16 frames", "hdf5:Kept", 8, False),
@@ -34,14 +40,16 @@ ENTRIES = (
     Entry("np.load per window", "deflated", "npz:PerWindow", 300, False),
     Entry("DrQ-v2's loader", "in process", "drqv2:DrQv2", 8),
     Entry("DrQ-v2's loader", "one worker", "drqv2:DrQv2", 8, False),
-    Entry("webdataset", "npy", "tar:Plain", None, True, ("webdataset",)),
-    Entry("webdataset", "npy, default collation", "tar:Plain", None, False, ("webdataset",)),
-    Entry("mp4 g=2, torchcodec", "grouped by episode", "mp4:TorchCodec", 80, True, ("torchcodec", "av")),
-    Entry("mp4 g=2, torchcodec", "window by window", "mp4:TorchCodec", 80, False, ("torchcodec", "av")),
-    Entry("mp4 g=2, PyAV", "seeking", "mp4:Seeking", None, False, ("av",)),
-    Entry("robomimic", "hdf5_cache_mode all", "robomimic_set:Sequences", None, True, ("robomimic",)),
-    Entry("robomimic", "hdf5_cache_mode low_dim", "robomimic_set:Sequences", None, False, ("robomimic",)),
-    Entry("robomimic", "hdf5_cache_mode None", "robomimic_set:Sequences", None, False, ("robomimic",)),
-    Entry("minari", "each episode once", "minari_set:Episodes", None, True, ("minari",)),
-    Entry("minari", "an episode per window", "minari_set:Episodes", None, False, ("minari",)),
+    Entry("webdataset", "npy", "tar:Plain", None, True, needs=("webdataset",)),
+    Entry("webdataset", "npy, default collation", "tar:Plain", None, False, needs=("webdataset",)),
+    Entry("mp4 g=2, torchcodec", "grouped by episode", "mp4:TorchCodec", 80, True, needs=("torchcodec", "av")),
+    Entry("mp4 g=2, torchcodec", "window by window", "mp4:TorchCodec", 80, False, needs=("torchcodec", "av")),
+    Entry("mp4 g=2, torchcodec", "grouped, approximate", "mp4:TorchCodec", 80, False, needs=("torchcodec", "av")),
+    Entry("mp4 g=2, PyAV", "seeking", "mp4:Seeking", None, False, needs=("av",)),
+    Entry("robomimic", "hdf5_cache_mode all", "robomimic_set:Sequences", None, True, needs=("robomimic",)),
+    Entry("robomimic", "hdf5_cache_mode low_dim", "robomimic_set:Sequences", None, False, needs=("robomimic",)),
+    Entry("robomimic", "hdf5_cache_mode None", "robomimic_set:Sequences", None, False, needs=("robomimic",)),
+    Entry("minari", "each episode once", "minari_set:Episodes", None, True, needs=("minari",)),
+    Entry("minari", "arrow, each episode once", "minari_set:Episodes", None, False, needs=("minari",)),
+    Entry("minari", "an episode per window", "minari_set:Episodes", None, False, needs=("minari",)),
 )

@@ -1,5 +1,8 @@
 """The windows that every side hands out, and what a batch of them must contain. Needs nothing but NumPy.
 
+Two layouts of images. frames: (B, 3, H, W, 3), stacks of frames as cameras and our shards have them. channels:
+(B, 9, H, W), what a convolution takes; our replay transposes frames to it, most opponents store planes from the start.
+Every opponent stores the layout that is asked for.
 Legend: E episodes, B windows of a batch, K frames of a stack, N n-step length, H x W pixels, 3 colours.
 """
 
@@ -8,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
+Layout = Literal["frames", "channels"]
 BATCH, FRAMES, STEPS, GAMMA = 256, 3, 3, 0.99
 SPAN = FRAMES + STEPS
 """Frames of one window: FRAMES of `obs`, the last FRAMES of the same span are those of `next_obs`."""
-LOSSLESS = ("obs", "next_obs")
+IMAGES = ("obs", "next_obs")
+COLUMNS = ("frames", "sensor", "action", "reward")
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,26 @@ class Source:
     """Episodes in memory, for sides that write their own files from them.
 
     frames uint8 (T, H, W, 3), sensor float32 (T, S), action float32 (T, A), reward float32 (T,), each a list over
-    episodes; `ends` (E,): states that can be bootstrapped from, so windows start at 0 .. ends - STEPS - 1.
+    episodes. `layout` is that of the batches to make.
     """
 
     frames: list[Array]
     sensor: list[Array]
     action: list[Array]
     reward: list[Array]
+    layout: Layout = "frames"
 
     def save(self, path: Path) -> None:
-        named = {f"{name}.{e}": value for name in self.__annotations__ for e, value in enumerate(getattr(self, name))}
-        np.savez(path, **named)
+        named = {f"{name}.{e}": value for name in COLUMNS for e, value in enumerate(getattr(self, name))}
+        np.savez(path, layout=self.layout, **named)
 
     @classmethod
     def load(cls, path: Path) -> Source:
         with np.load(path) as archive:
             count = sum(name.startswith("frames.") for name in archive.files)
-            return cls(*([archive[f"{name}.{e}"] for e in range(count)] for name in cls.__annotations__))
+            layout: Layout = "channels" if archive["layout"] == "channels" else "frames"
+            columns = {name: [archive[f"{name}.{e}"] for e in range(count)] for name in COLUMNS}
+        return cls(**columns, layout=layout)
 
     @property
     def counts_E(self) -> Array:
@@ -64,12 +72,21 @@ class Source:
         return np.array([max(0, len(frames) - STEPS) for frames in self.frames])
 
     @property
-    def planes(self) -> list[Array]:
-        """Frames as (T, 3, H, W): sides that choose their layout need no transposition later."""
+    def stored(self) -> list[Array]:
+        """Frames as a side that chooses stores them, so that no batch is transposed: channels (T, 3, H, W)."""
+        if self.layout == "frames":
+            return self.frames
         return [np.ascontiguousarray(frames.transpose(0, 3, 1, 2)) for frames in self.frames]
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one stored frame."""
+        height, width, colours = self.frames[0].shape[1:]
+        return (height, width, colours) if self.layout == "frames" else (colours, height, width)
+
     def small(self) -> Small:
-        return Small(*(np.concatenate(values) for values in (self.sensor, self.action, self.reward)), self.starts_E)
+        sensor, action, reward = (np.concatenate(values) for values in (self.sensor, self.action, self.reward))
+        return Small(sensor, action, reward, self.starts_E)
 
     @property
     def starts_E(self) -> Array:
@@ -104,11 +121,13 @@ def vectors(sensor_BS: Array, next_sensor_BS: Array, action_BA: Array, reward_BN
     }  # fmt: skip
 
 
-def split_span(span_BKCHW: Array) -> Batch:
-    """(B, SPAN, 3, H, W) -> obs and next_obs (B, FRAMES * 3, H, W), views."""
-    size, _, colours, height, width = span_BKCHW.shape
-    shape = (size, FRAMES * colours, height, width)
-    return {"obs": span_BKCHW[:, :FRAMES].reshape(shape), "next_obs": span_BKCHW[:, -FRAMES:].reshape(shape)}
+def split_span(span_BK: Array, layout: Layout) -> Batch:
+    """Spans of stored frames (B, SPAN, ...) -> obs and next_obs: views."""
+    found = {"obs": span_BK[:, :FRAMES], "next_obs": span_BK[:, -FRAMES:]}
+    if layout == "frames":
+        return found
+    size, _, colours, height, width = span_BK.shape
+    return {name: stack.reshape(size, FRAMES * colours, height, width) for name, stack in found.items()}
 
 
 def place(counts_E: Array, number_B: Array) -> Windows:
@@ -131,10 +150,14 @@ class Side:
     """Packages whose versions count."""
 
     def __init__(self, source: Source, folder: Path, setting: str) -> None:
-        self.counts_E = source.counts_E
+        self.counts_E, self.layout, self.row_shape = source.counts_E, source.layout, source.row_shape
 
     def batch(self, windows: Windows) -> Batch:
         raise NotImplementedError
+
+    def empty_spans(self) -> Array:
+        """Of a batch, to be filled with stored frames."""
+        return np.empty((BATCH, SPAN, *self.row_shape), np.uint8)
 
     def batches(self, rng: np.random.Generator) -> Iterator[tuple[Windows, Batch]]:
         """Endless; a side with an order of its own overrides this and says which windows it took."""
@@ -150,12 +173,14 @@ def expected(source: Source, windows: Windows) -> Batch:
         frames, reward = source.frames[episode], source.reward[episode]
         row: Batch = {}
         for name, end in (("obs", t), ("next_obs", t + STEPS)):
-            stack = [frames[max(0, end - back)].transpose(2, 0, 1) for back in range(FRAMES - 1, -1, -1)]
-            row[name] = np.concatenate(stack)
+            stack = [frames[max(0, end - back)] for back in range(FRAMES - 1, -1, -1)]
+            planes = [frame.transpose(2, 0, 1) for frame in stack]
+            row[name] = np.stack(stack) if source.layout == "frames" else np.concatenate(planes)
         row["sensor"], row["next_sensor"] = source.sensor[episode][t], source.sensor[episode][t + STEPS]
         row["action"] = source.action[episode][t]
-        row["return"] = np.float32(sum(GAMMA**step * float(reward[t + step]) for step in range(STEPS)))
-        row["discount"], row["mask"] = np.float32(GAMMA**STEPS), np.float32(1)
+        returns = sum(GAMMA**step * float(reward[t + step]) for step in range(STEPS))
+        for name, number in (("return", returns), ("discount", GAMMA**STEPS), ("mask", 1)):
+            row[name] = np.asarray(number, np.float32)
         rows.append(row)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -176,7 +201,7 @@ def check(side: Side, source: Source, windows: Windows, batch: Batch) -> str:
         )
         if name in ("return", "discount"):
             assert np.allclose(batch[name], value, rtol=1e-5, atol=1e-6), f"{name} differs"
-        elif name not in LOSSLESS or side.lossless:
+        elif name not in IMAGES or side.lossless:
             assert np.array_equal(batch[name], value), f"{name} differs"
     if side.lossless:
         return "equal"

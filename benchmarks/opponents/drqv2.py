@@ -1,8 +1,9 @@
 """The replay loader of DrQ-v2 (Yarats et al. 2021), made anew from a description of what it does.
 
-An .npz per episode, deflated, frames already stacked (T + 1, 9, H, W), row 0 the reset; a torch IterableDataset whose
-workers keep their share of the episodes decoded in memory, look for new files every `FETCH_EVERY` samples, draw an
-episode and then a step, compute one n-step transition at a time and leave the batch to torch's default collation.
+An .npz per episode, deflated, row 0 the reset, frames already stacked: (T + 1, 9, H, W) or (T + 1, 3, H, W, 3). A
+torch IterableDataset whose workers keep their share of the episodes decoded in memory, look for new files every
+`FETCH_EVERY` samples, draw an episode and then a step, compute one n-step transition at a time and leave the batch to
+torch's default collation.
 With the sensors that VRL3 added. Measured in steady state: everything is loaded, nothing new arrives.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from opponents.common import BATCH, FRAMES, GAMMA, STEPS, Array, Batch, Side, Source, Windows
+from opponents.common import BATCH, FRAMES, GAMMA, STEPS, Array, Batch, Side, Source, Windows, split_span
 
 FETCH_EVERY = 1000
 FIELDS = ("observation", "sensor", "action", "reward", "discount")
@@ -24,13 +25,13 @@ FIELDS = ("observation", "sensor", "action", "reward", "discount")
 
 def write(source: Source, folder: Path) -> None:
     """The file name carries a stamp, the number and the length, as the original's do."""
-    for e, planes in enumerate(source.planes):
-        length = len(planes) - 1
+    for e, frames in enumerate(source.stored):
+        length = len(frames) - 1
         back_TK = np.maximum(np.arange(length + 1)[:, None] - np.arange(FRAMES - 1, -1, -1), 0)
         action, reward = source.action[e], source.reward[e]
         np.savez_compressed(
             folder / f"20260101T000000_{e}_{length}.npz",
-            observation=planes[back_TK].reshape(length + 1, -1, *planes.shape[2:]), sensor=source.sensor[e],
+            observation=split_span(frames[back_TK], source.layout)["obs"], sensor=source.sensor[e],
             action=np.concatenate([np.zeros_like(action[:1]), action[:length]]),
             reward=np.concatenate([np.zeros(1, np.float32), reward[:length]])[:, None],
             discount=np.ones((length + 1, 1), np.float32),

@@ -21,6 +21,8 @@ class SameArrays(Side):
         rows_BK = self._rows(windows, ahead)
         size, (height, width, colours) = len(windows), self.frames_NHWC.shape[1:]
         frames_BKHWC = self.flat[rows_BK].reshape(size, FRAMES, height, width, colours)
+        if self.layout == "frames":
+            return frames_BKHWC
         return frames_BKHWC.transpose(0, 1, 4, 2, 3).reshape(size, FRAMES * colours, height, width)
 
     def batch(self, windows: Windows) -> Batch:
@@ -34,11 +36,11 @@ class SameArrays(Side):
 
 
 class PlanesFirst(SameArrays):
-    """Frames transposed beforehand, (N, 3, H, W): a copy of the whole set in the order that a batch wants."""
+    """For channels: frames transposed beforehand, a copy of the whole set in the order that a batch wants."""
 
     def __init__(self, source: Source, folder: Path, setting: str) -> None:
         super().__init__(source, folder, setting)
-        self.planes_NCHW = np.concatenate(source.planes)
+        self.planes_NCHW = np.concatenate(source.stored)
         self.flat = self.planes_NCHW.reshape(len(self.planes_NCHW), -1)
         del self.frames_NHWC
 

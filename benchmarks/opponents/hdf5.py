@@ -8,25 +8,25 @@ from typing import Any
 import h5py
 import numpy as np
 
-from opponents.common import FRAMES, SPAN, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
+from opponents.common import FRAMES, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
 
 
 def write(source: Source, folder: Path, chunk: int | None) -> list[Path]:
     paths = [folder / f"{e:04d}.h5" for e in range(len(source.frames))]
-    for e, (path, planes) in enumerate(zip(paths, source.planes, strict=True)):
+    for e, (path, frames) in enumerate(zip(paths, source.stored, strict=True)):
         with h5py.File(path, "w") as file:
-            file.create_dataset("frames", data=planes, chunks=(chunk, *planes.shape[1:]) if chunk else None)
+            file.create_dataset("frames", data=frames, chunks=(chunk, *source.row_shape) if chunk else None)
             for name in ("sensor", "action", "reward"):
                 file.create_dataset(name, data=getattr(source, name)[e])
     return paths
 
 
-def read_span(frames: Any, t: int, out_KCHW: Array) -> None:
+def read_span(frames: Any, t: int, out_K: Array) -> None:
     """Frames t - FRAMES + 1 .. t + STEPS, the first one repeated where they would begin before it."""
     first = t - FRAMES + 1
     lead = max(0, -first)
-    frames.read_direct(out_KCHW, np.s_[first + lead : t + STEPS + 1], np.s_[lead:])
-    out_KCHW[:lead] = out_KCHW[lead]
+    frames.read_direct(out_K, np.s_[first + lead : t + STEPS + 1], np.s_[lead:])
+    out_K[:lead] = out_K[lead]
 
 
 class Kept(Side):
@@ -41,10 +41,10 @@ class Kept(Side):
         self.frames = [h5py.File(path, "r")["frames"] for path in write(source, folder, chunk)]
 
     def batch(self, windows: Windows) -> Batch:
-        span_BKCHW = np.empty((len(windows), SPAN, *self.frames[0].shape[1:]), np.uint8)
-        for row_KCHW, (episode, t) in zip(span_BKCHW, windows.pairs(), strict=True):
-            read_span(self.frames[episode], t, row_KCHW)
-        return split_span(span_BKCHW) | self.small.gather(windows)
+        span_BK = self.empty_spans()
+        for row_K, (episode, t) in zip(span_BK, windows.pairs(), strict=True):
+            read_span(self.frames[episode], t, row_K)
+        return split_span(span_BK, self.layout) | self.small.gather(windows)
 
 
 class ByPath(Side):
@@ -54,17 +54,17 @@ class ByPath(Side):
 
     def __init__(self, source: Source, folder: Path, setting: str) -> None:
         super().__init__(source, folder, setting)
-        self.paths, self.shape = write(source, folder, None), source.planes[0].shape[1:]
+        self.paths = write(source, folder, None)
         self.small = source.small() if setting == "images only" else None
 
     def batch(self, windows: Windows) -> Batch:
-        span_BKCHW = np.empty((len(windows), SPAN, *self.shape), np.uint8)
+        span_BK = self.empty_spans()
         found: list[tuple[Array, ...]] = []
-        for row_KCHW, (episode, t) in zip(span_BKCHW, windows.pairs(), strict=True):
+        for row_K, (episode, t) in zip(span_BK, windows.pairs(), strict=True):
             with h5py.File(self.paths[episode], "r") as file:
-                read_span(file["frames"], t, row_KCHW)
+                read_span(file["frames"], t, row_K)
                 if self.small is None:
                     sensor, action, reward = file["sensor"], file["action"], file["reward"]
                     found.append((sensor[t], sensor[t + STEPS], action[t], reward[t : t + STEPS]))
         small = self.small.gather(windows) if self.small else vectors(*map(np.stack, zip(*found, strict=True)))
-        return split_span(span_BKCHW) | small
+        return split_span(span_BK, self.layout) | small

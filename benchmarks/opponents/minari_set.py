@@ -1,7 +1,7 @@
 """Minari: whole episodes are read from its storage, windows are cut from them.
 
-Set up to its advantage: no JPEG, images as planes. `each episode once`: a batch reads every episode it needs one
-time; sampling fewer episodes a batch would be faster and give batches that are far from independent.
+Set up to its advantage: no JPEG, images in the layout of the batch. `each episode once`: a batch reads every episode
+it needs one time; sampling fewer episodes a batch would be faster and give batches that are far from independent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from opponents.common import FRAMES, SPAN, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
+from opponents.common import FRAMES, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
 
 
 def write(source: Source, folder: Path, data_format: str) -> Any:
@@ -22,13 +22,13 @@ def write(source: Source, folder: Path, data_format: str) -> Any:
     from minari.data_collector import EpisodeBuffer
 
     box = gymnasium.spaces.Box
-    planes, wide = source.planes, np.float32(np.inf)
+    wide = np.float32(np.inf)
     space = gymnasium.spaces.Dict(
-        image=box(0, 255, planes[0].shape[1:], np.uint8),
+        image=box(0, 255, source.row_shape, np.uint8),
         sensor=box(-wide, wide, source.sensor[0].shape[1:], np.float32),
     )  # fmt: skip
     buffers = []
-    for e, image in enumerate(planes):
+    for e, image in enumerate(source.stored):
         steps = len(image) - 1
         ends = np.zeros(steps, bool)
         buffers.append(EpisodeBuffer(
@@ -47,11 +47,11 @@ class Episodes(Side):
     def __init__(self, source: Source, folder: Path, setting: str) -> None:
         super().__init__(source, folder, setting)
         self.data = write(source, folder, "arrow" if "arrow" in setting else "hdf5")
-        self.shape, self.once = source.planes[0].shape[1:], "each episode once" in setting
+        self.once = "each episode once" in setting
 
     def batch(self, windows: Windows) -> Batch:
         size = len(windows)
-        span_BKCHW = np.empty((size, SPAN, *self.shape), np.uint8)
+        span_BK = self.empty_spans()
         found: list[Any] = [None] * size
         groups = [np.flatnonzero(windows.episode_B == e) for e in np.unique(windows.episode_B)]
         if not self.once:
@@ -59,12 +59,12 @@ class Episodes(Side):
         for where in groups:
             (episode,) = self.data.iterate_episodes([int(windows.episode_B[where[0]])])
             for b in where.tolist():
-                found[b] = _cut(episode, int(windows.t_B[b]), span_BKCHW[b])
-        return split_span(span_BKCHW) | vectors(*map(np.stack, zip(*found, strict=True)))
+                found[b] = _cut(episode, int(windows.t_B[b]), span_BK[b])
+        return split_span(span_BK, self.layout) | vectors(*map(np.stack, zip(*found, strict=True)))
 
 
-def _cut(episode: Any, t: int, out_KCHW: Array) -> tuple[Array, ...]:
+def _cut(episode: Any, t: int, out_K: Array) -> tuple[Array, ...]:
     rows_K = np.maximum(np.arange(t - FRAMES + 1, t + STEPS + 1), 0)
     sensor = episode.observations["sensor"]
-    out_KCHW[:] = episode.observations["image"][rows_K]
+    out_K[:] = episode.observations["image"][rows_K]
     return sensor[t], sensor[t + STEPS], episode.actions[t], episode.rewards[t : t + STEPS]

@@ -35,17 +35,17 @@ class Mp4(Side):
 
     def __init__(self, source: Source, folder: Path, setting: str) -> None:
         super().__init__(source, folder, setting)
-        self.small, self.setting, self.shape = source.small(), setting, source.planes[0].shape[1:]
+        self.small, self.setting = source.small(), setting
         self.paths = [folder / f"{e:04d}.mp4" for e in range(len(source.frames))]
         for frames, path in zip(source.frames, self.paths, strict=True):
             write(frames, path)
 
     def batch(self, windows: Windows) -> Batch:
-        span_BKCHW = np.empty((len(windows), SPAN, *self.shape), np.uint8)
-        self.fill(windows, span_BKCHW)
-        return split_span(span_BKCHW) | self.small.gather(windows)
+        span_BK = self.empty_spans()
+        self.fill(windows, span_BK)
+        return split_span(span_BK, self.layout) | self.small.gather(windows)
 
-    def fill(self, windows: Windows, span_BKCHW: Array) -> None:
+    def fill(self, windows: Windows, span_BK: Array) -> None:
         raise NotImplementedError
 
 
@@ -59,22 +59,25 @@ class TorchCodec(Mp4):
 
         super().__init__(source, folder, setting)
         seek = "approximate" if "approximate" in setting else "exact"
-        self.decoders = [VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek) for path in self.paths]
+        order = "NHWC" if self.layout == "frames" else "NCHW"
+        self.decoders = [
+            VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek, dimension_order=order) for path in self.paths
+        ]
 
-    def fill(self, windows: Windows, span_BKCHW: Array) -> None:
+    def fill(self, windows: Windows, span_BK: Array) -> None:
         if self.setting.startswith("grouped"):
             for episode in np.unique(windows.episode_B):
                 where = np.flatnonzero(windows.episode_B == episode)
                 rows_BK = np.stack([span_rows(t) for t in windows.t_B[where].tolist()])
                 needed, inverse = np.unique(rows_BK, return_inverse=True)
                 decoded = self.decoders[episode].get_frames_at(needed.tolist()).data.numpy()
-                span_BKCHW[where] = decoded[inverse.reshape(rows_BK.shape)]
+                span_BK[where] = decoded[inverse.reshape(rows_BK.shape)]
             return
-        for row_KCHW, (episode, t) in zip(span_BKCHW, windows.pairs(), strict=True):
+        for row_K, (episode, t) in zip(span_BK, windows.pairs(), strict=True):
             first = max(0, t - FRAMES + 1)
             decoded = self.decoders[episode].get_frames_in_range(first, t + STEPS + 1).data.numpy()
-            row_KCHW[-len(decoded) :] = decoded
-            row_KCHW[: SPAN - len(decoded)] = decoded[0]
+            row_K[-len(decoded) :] = decoded
+            row_K[: SPAN - len(decoded)] = decoded[0]
 
 
 class Seeking(Mp4):
@@ -88,8 +91,8 @@ class Seeking(Mp4):
         for container in self.containers:
             container.streams.video[0].codec_context.thread_count = 1
 
-    def fill(self, windows: Windows, span_BKCHW: Array) -> None:
-        for row_KCHW, (episode, t) in zip(span_BKCHW, windows.pairs(), strict=True):
+    def fill(self, windows: Windows, span_BK: Array) -> None:
+        for row_K, (episode, t) in zip(span_BK, windows.pairs(), strict=True):
             container = self.containers[episode]
             stream = container.streams.video[0]
             unit = 1 / (RATE * stream.time_base)
@@ -98,7 +101,9 @@ class Seeking(Mp4):
             for frame in container.decode(stream):
                 number = round(frame.pts / unit)
                 if number >= first:
-                    row_KCHW[SPAN - 1 - last + number] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+                    frame_HWC = frame.to_ndarray(format="rgb24")
+                    stored = frame_HWC if self.layout == "frames" else frame_HWC.transpose(2, 0, 1)
+                    row_K[SPAN - 1 - last + number] = stored
                 if number == last:
                     break
-            row_KCHW[: SPAN - 1 - last + first] = row_KCHW[SPAN - 1 - last + first]
+            row_K[: SPAN - 1 - last + first] = row_K[SPAN - 1 - last + first]

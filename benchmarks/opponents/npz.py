@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opponents.common import FRAMES, SPAN, STEPS, Batch, Side, Source, Windows, split_span
+from opponents.common import FRAMES, STEPS, Batch, Side, Source, Windows, split_span
 
 
 class PerWindow(Side):
@@ -16,14 +16,14 @@ class PerWindow(Side):
         super().__init__(source, folder, setting)
         save = {"stored": np.savez, "deflated": np.savez_compressed}[setting]
         self.paths = [folder / f"{e:04d}.npz" for e in range(len(source.frames))]
-        for path, planes in zip(self.paths, source.planes, strict=True):
-            save(path, frames=planes)
-        self.small, self.shape = source.small(), source.planes[0].shape[1:]
+        for path, frames in zip(self.paths, source.stored, strict=True):
+            save(path, frames=frames)
+        self.small = source.small()
 
     def batch(self, windows: Windows) -> Batch:
-        span_BKCHW = np.empty((len(windows), SPAN, *self.shape), np.uint8)
-        for row_KCHW, (episode, t) in zip(span_BKCHW, windows.pairs(), strict=True):
+        span_BK = self.empty_spans()
+        for row_K, (episode, t) in zip(span_BK, windows.pairs(), strict=True):
             with np.load(self.paths[episode]) as archive:
                 wanted_K = np.maximum(np.arange(t - FRAMES + 1, t + STEPS + 1), 0)
-                row_KCHW[:] = archive["frames"][wanted_K]
-        return split_span(span_BKCHW) | self.small.gather(windows)
+                row_K[:] = archive["frames"][wanted_K]
+        return split_span(span_BK, self.layout) | self.small.gather(windows)

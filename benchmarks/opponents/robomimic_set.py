@@ -1,7 +1,7 @@
 """robomimic's SequenceDataset behind torch's DataLoader, one process.
 
-Set up to its advantage: one sequence covers both stacks (no next_obs in the file), and images are stored as planes,
-so that nothing is transposed; its own image processing, which makes floats, is left out.
+Set up to its advantage: one sequence covers both stacks (no next_obs in the file), and images are stored in the
+layout of the batch, so that nothing is transposed; its own image processing, which makes floats, is left out.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CAMERA, SENSOR = "top_image", "sensor"
 def write(source: Source, path: Path) -> None:
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        for e, planes in enumerate(source.planes):
+        for e, frames in enumerate(source.stored):
             demo = data.create_group(f"demo_{e}")
-            demo.attrs["num_samples"] = len(planes)
+            demo.attrs["num_samples"] = len(frames)
             demo["actions"], demo["rewards"] = source.action[e], source.reward[e]
-            demo[f"obs/{CAMERA}"], demo[f"obs/{SENSOR}"] = planes, source.sensor[e]
+            demo[f"obs/{CAMERA}"], demo[f"obs/{SENSOR}"] = frames, source.sensor[e]
         data.attrs["total"] = sum(len(frames) for frames in source.frames)
 
 
@@ -52,7 +52,7 @@ class Sequences(Side):
             small = vectors(
                 sensor[:, now], sensor[:, now + STEPS], item["actions"][:, now].numpy(), reward[:, now : now + STEPS]
             )  # fmt: skip
-            yield drawn.windows, split_span(item["obs"][CAMERA].numpy()) | small
+            yield drawn.windows, split_span(item["obs"][CAMERA].numpy(), self.layout) | small
 
 
 class _Drawn(Sampler[list[int]]):

@@ -22,9 +22,9 @@ BUFFER = 5000
 
 def write(source: Source, folder: Path) -> list[str]:
     paths = [str(folder / f"{e:04d}.tar") for e in range(len(source.frames))]
-    for e, (path, planes) in enumerate(zip(paths, source.planes, strict=True)):
+    for e, (path, frames) in enumerate(zip(paths, source.stored, strict=True)):
         with tarfile.open(path, "w") as archive:
-            named = {"frames": planes} | {name: getattr(source, name)[e] for name in ("sensor", "action", "reward")}
+            named = {"frames": frames} | {name: getattr(source, name)[e] for name in ("sensor", "action", "reward")}
             for name, values in named.items():
                 body = io.BytesIO()
                 np.save(body, values)
@@ -65,5 +65,5 @@ class Plain(Side):
         windows = files.decode().compose(windows_of).shuffle(BUFFER, initial=BUFFER, seed=seed)
         for found in windows.batched(BATCH, collation_fn=self.collate, partial=False).repeat():
             span, sensor, next_sensor, action, reward, episode_B, t_B = (np.asarray(column) for column in found)
-            batch = split_span(span) | vectors(sensor, next_sensor, action, reward)
+            batch = split_span(span, self.layout) | vectors(sensor, next_sensor, action, reward)
             yield Windows(episode_B, t_B), batch
