@@ -59,11 +59,11 @@ def _reseal(told: dict[str, Any], file: Path) -> None:
 
 
 def edit_array(change: Callable[[Array], Array], name: str) -> Callable[[Path], None]:
-    def edit(members: Members) -> Members:
+    def changed(members: Members) -> Members:
         return [(n, shard.npy_bytes(change(shard.npy_view(memoryview(body)))) if n == f"{name}.npy" else body)
                 for n, body in members]  # fmt: skip
 
-    return lambda path: edit(path, edit)
+    return lambda path: edit(path, changed)
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

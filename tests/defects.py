@@ -180,7 +180,7 @@ def infinity(episodes: list[Episode]) -> list[Episode]:
 def constant_dimension(episodes: list[Episode]) -> list[Episode]:
     def change(values: Values) -> Values:
         values["obs.proprio"][:, 2] = 0.25
-        return {}
+        return values
 
     return _all(change)(episodes)
 
