@@ -45,7 +45,7 @@ class Content:
         if episode.schema != self.collected.schema:
             return
         for name, place in EPISODE.items():
-            if name in self.wanted or name == "orientation":
+            if name in self.wanted or name == "orientation":  # `turned` names four checks
                 yield from (finding for finding in _load(place)(episode) if finding.check in self.wanted)
         summary = self.collected.add(episode)
         summary.facts = {
@@ -53,6 +53,7 @@ class Content:
             "period": period(episode),
             "reward": reward_facts(episode),
             "depth": {n: float(np.median(f.level_N)) for n, f in episode.cameras.items() if n.startswith("obs.depth.")},
+            "change": {name: float(np.median(f.change_N)) for name, f in episode.cameras.items() if len(f.change_N)},
             "live": {name: bool((frames.change_N > 0).any()) for name, frames in episode.cameras.items()},
         }
 

@@ -12,19 +12,20 @@ import numpy as np
 
 from vrl3data.checks.finding import Finding, Severity
 from vrl3data.checks.observed import Collected, Observed, Summary, flat, others
+from vrl3data.errors import Source
 from vrl3data.schema import Array, Feature
 
 MIN_OTHERS = 4
 """Episodes beside one, before what is usual can be told from them."""
-STUCK_ROWS, STUCK_SHARE, STUCK_TIMES = 10, 0.2, 3.0
+STUCK_ROWS, STUCK_SHARE, STUCK_TIMES = 10, 0.2, 6.0
 """A stretch without change is a stuck sensor if it is longer than these: rows, share of the episode, and times the
-longest stretch of that entry in any other episode (contacts, grippers and limits hold still in all of them)."""
-JUMP_TIMES = 8.0
-"""A jump beyond this many times the largest of all other episodes. In clean sets the greatest is 3.4 (hammer)."""
-REACH_TIMES = 4.0
-"""A value that lies outside the range of all other episodes by this many times that range."""
-SCALE_TIMES = 20.0
-"""A range this many times smaller than the smallest of the others: radians among degrees is 57."""
+longest stretch of that entry in any other episode (a finger of pen rests at its limit 4 times as long in one)."""
+JUMP_TIMES = 4.0
+"""A jump beyond this many times the largest of all other episodes. In clean sets the greatest is 2.1 (door)."""
+REACH_TIMES = 2.0
+"""A value that lies outside the range of all other episodes by this many times that range; in clean sets 0.64."""
+SCALE_TIMES = 10.0
+"""A range this many times smaller than the smallest of the others; in clean sets 3.0, radians for degrees 57."""
 HABIT = 0.5
 """If more than this share of episodes leave the bounds, the bounds are wrong, not an episode: DAPG's human actions
 leave [-1, 1] in every episode, for 6 % of all numbers."""
@@ -53,7 +54,7 @@ def constant(data: Collected) -> Iterator[Finding]:
             if feature.name.startswith("reward"):
                 continue  # the check `reward` speaks of it
             message = f"{entry(feature, int(column))} is {value:g} in every row of every episode"
-            yield Finding("constant", message, having[0].at(feature.name).__class__(feature=feature.name), severity)
+            yield Finding("constant", message, Source(feature=feature.name), severity)
 
 
 def stuck(data: Collected) -> Iterator[Finding]:

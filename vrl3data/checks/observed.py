@@ -25,6 +25,7 @@ EXCERPT = 256
 KEPT_BYTES = 512 * 1024**2
 """For excerpts. Beyond it every second one is dropped, then every second of the rest, and so on."""
 SEGMENTS = 8
+LARGEST = 1e30
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Observed:
 
 
 def flat(rows: Array) -> Array:
-    return rows.reshape(len(rows), -1).astype(np.float64)
+    """N x D as float64, within a range whose squares are numbers."""
+    return np.clip(rows.reshape(len(rows), -1).astype(np.float64), -LARGEST, LARGEST)
 
 
 def takes_numbers(feature: Feature) -> bool:
@@ -103,9 +105,10 @@ class Column:
         steps = np.abs(np.diff(rows_ND, axis=0))
         none = np.zeros(rows_ND.shape[1])
         run, run_at = longest_runs(steps == 0)
-        stats = (rows_ND.min(axis=0), rows_ND.max(axis=0), rows_ND.mean(axis=0), rows_ND.std(axis=0))
         jump, jump_at = (steps.max(axis=0), steps.argmax(axis=0) + 1) if len(steps) else (none, none)
-        return cls(*(item.astype(np.float32) for item in (*stats, jump)), jump_at.astype(int), run, run_at)
+        stats = (rows_ND.min(axis=0), rows_ND.max(axis=0), rows_ND.mean(axis=0), rows_ND.std(axis=0), jump)
+        least, greatest, mean, spread, jump = (item.astype(np.float32) for item in stats)
+        return cls(least, greatest, mean, spread, jump, jump_at.astype(int), run, run_at)
 
 
 def longest_runs(same_ND: Array) -> tuple[Array, Array]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from vrl3data.checks.cameras import BLANK_SPREAD
@@ -42,7 +41,7 @@ class Pictures:
             yield Finding("blank_frames", f"the picture is {kind}", where, "warn")
 
     def _twice(self, picture: Array, meta: Mapping[str, Any], where: Source) -> Iterator[Finding]:
-        key = xxhash.xxh3_128_digest(np.ascontiguousarray(picture)) + bytes(str(picture.shape), "ascii")
+        key = xxhash.xxh3_128_digest(picture.tobytes()) + str(picture.shape).encode()
         name, split, label = self.first.setdefault(key, (meta["name"], meta["split"], int(meta["label"])))
         if name == meta["name"]:
             return

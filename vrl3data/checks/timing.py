@@ -9,6 +9,7 @@ import numpy as np
 from vrl3data.checks.finding import Finding
 from vrl3data.checks.numbers import MIN_OTHERS
 from vrl3data.checks.observed import Collected, Observed, Summary
+from vrl3data.errors import Source
 from vrl3data.schema import Array
 
 GAP = 1.7
@@ -139,7 +140,7 @@ def reward(data: Collected) -> Iterator[Finding]:
     zero = np.array([summary.facts["reward"]["zero"] for summary in rewarded], bool)
     if zero.all():
         yield Finding("reward", f"the reward is zero in all {len(rewarded)} episodes",
-                      type(rewarded[0].where)(feature="reward"), "warn")  # fmt: skip
+                      Source(feature="reward"), "warn")  # fmt: skip
         return
     dense = np.array([summary.facts["reward"]["dense"] for summary in rewarded])
     flat = np.array([summary.facts["reward"]["flat"] for summary in rewarded], bool)
