@@ -26,6 +26,7 @@ FROZEN_MOVES = 8
 """Held frames in a row while the body moves: the camera stands still rather than lags."""
 CUT_TIMES = 4.0
 """A change between frames this many times the 90th percentile of an episode is a cut. Clean sets: 3.3 (relocate)."""
+ABRUPT_TIMES = 8.0
 
 TURNS: dict[str, Callable[[Array], Array]] = {
     "upside down": lambda thumbs: thumbs[..., ::-1, :, :],
@@ -94,6 +95,16 @@ def held_frames(episode: Observed) -> Iterator[Finding]:
             yield Finding("held_frames", message, episode.at(name, int(lone.argmax()) + 1), "warn")
 
 
+def repeated_edge(episode: Observed, frames: Frames) -> str:
+    """`first` or `last` if that frame, and no other, repeats its neighbour while the body moves; else nothing."""
+    same = frames.change_N == 0
+    motion = episode.motion()[: len(same)]
+    if len(same) < 8 or len(motion) < len(same) or same[1:-1].any() or same.sum() != 1:
+        return ""
+    edge = int(same.argmax())
+    return ("last" if edge else "first") if motion[edge] > 0.1 * np.percentile(motion, 90) else ""
+
+
 def _stretches(mask_N: Array) -> list[tuple[int, int]]:
     """[start, stop) of each stretch of trues, the longest first."""
     edges = np.flatnonzero(np.diff(np.r_[False, mask_N, False]))
@@ -125,6 +136,9 @@ def turned(episode: Observed) -> Iterator[Finding]:
                 yield Finding(found[0][0], message, episode.at(name, step), "warn")
             elif back:
                 message = "this frame is unlike both of its neighbours, which are alike"
+                yield Finding("appearance", message, episode.at(name, step), "warn")
+            elif frames.change_N[step - 1] > ABRUPT_TIMES * max(float(np.percentile(frames.change_N, 90)), 0.5):
+                message = "from one frame to the next the picture becomes another one"
                 yield Finding("appearance", message, episode.at(name, step), "warn")
             else:
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vrl3data.checks import DATASET, EPISODE
+from vrl3data.checks.cameras import repeated_edge
 from vrl3data.checks.finding import Finding
 from vrl3data.checks.frames import FrameCollector, is_camera
 from vrl3data.checks.numbers import out_of_bounds
@@ -54,6 +55,7 @@ class Content:
             "reward": reward_facts(episode),
             "depth": {n: float(np.median(f.level_N)) for n, f in episode.cameras.items() if n.startswith("obs.depth.")},
             "change": {name: float(np.median(f.change_N)) for name, f in episode.cameras.items() if len(f.change_N)},
+            "repeated": {name: repeated_edge(episode, frames) for name, frames in episode.cameras.items()},
             "live": {name: bool((frames.change_N > 0).any()) for name, frames in episode.cameras.items()},
         }
 
