@@ -232,6 +232,15 @@ def held_frames(episodes: list[Episode]) -> list[Episode]:
     return _one(change)(episodes)
 
 
+def held_frames_in_all(episodes: list[Episode]) -> list[Episode]:
+    def change(values: Values) -> Values:
+        front = values["obs.image.front"]
+        front[4::5] = front[3::5][: len(front[4::5])]
+        return values
+
+    return _all(change)(episodes)
+
+
 def black(episodes: list[Episode]) -> list[Episode]:
     return _change("obs.image.front", np.zeros_like)(episodes)
 
@@ -376,6 +385,7 @@ EPISODES = {
     "frames shifted by one in all": Defect(all_frames_shifted_by_one, "shifted_frames", {}),
     "frozen camera": Defect(frozen_camera, "frozen_camera", _FRONT),
     "more than 10 % held frames": Defect(held_frames, "held_frames", _FRONT),
+    "held frames in all": Defect(held_frames_in_all, "held_frames", _FRONT),
     "black": Defect(black, "blank_frames", {**_FRONT, "step": 0}),
     "white": Defect(white, "blank_frames", {**_FRONT, "step": 9}),
     "cameras swapped": Defect(cameras_swapped, "swapped_cameras", _ROWS),
