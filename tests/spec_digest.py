@@ -1,5 +1,4 @@
 """The digest of section 9 of FORMAT.md, written from that page alone, of samples read by spec_reader."""
-
 import hashlib
 import json
 from typing import Any

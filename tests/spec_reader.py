@@ -1,5 +1,4 @@
 """A reader of the vrl3data format 1.0, written from FORMAT.md alone (hashes unchecked)."""
-
 import io
 import json
 import tarfile
@@ -11,7 +10,6 @@ from PIL import Image
 
 BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls")}
 KNOWN = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", *(f"codec:{c}" for c in BODY)}
-
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and payload of each whole member; a torn tail ends an unfinished shard, all else is damage."""
@@ -28,7 +26,6 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
     if not part and data[at:] != bytes(1024):
         raise ValueError(f"{path.name}: damaged end")
 
-
 def decode(feature: dict, parts: dict[str, bytes]) -> np.ndarray:
     """The array, rows first; the picture of kind images is a single unit, with neither name nor offsets."""
     name, codec = feature["name"], feature["codec"].split(":")[0]
@@ -39,7 +36,6 @@ def decode(feature: dict, parts: dict[str, bytes]) -> np.ndarray:
     mode = {"uint16": "I;16"}.get(feature["dtype"], "L" if feature["shape"][-1] == 1 else "RGB")
     units = (Image.open(io.BytesIO(body[starts[i] : starts[i + 1]])) for i in range(len(starts) - 1))
     return np.stack([np.array(u.convert(mode)).reshape(*u.size[::-1], *feature["shape"][2:]) for u in units])
-
 
 def read(directory: str | Path) -> list[dict]:
     """Every sample: key, split, meta, values, parts (its members' bytes) and what __meta__ says of it."""
