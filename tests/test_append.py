@@ -45,7 +45,7 @@ def test_new_shards_follow_and_old_ones_stay(tmp_path: Path) -> None:
     assert began is not None and (found.dataset_id, found.provenance) == (began.dataset_id, began.provenance)
     assert [made["source"]["identity"] for made in found.appended] == ["more", "third"]
     assert sorted(shard_bytes(path)) == ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
-    assert validate(path).findings == ()
+    assert validate(path).ok
     (path / "index.parquet").unlink()
     (path / "dataset.json").unlink()
     with vrl3data.open(path) as dataset:  # all of it follows from the shards
@@ -79,7 +79,7 @@ def test_an_interrupted_append_is_not_seen_and_goes_on_to_the_same_bytes(tmp_pat
             writer.write(make_episode(number))
     assert shard_bytes(path) == shard_bytes(whole)
     assert (path / index.INDEX).read_bytes() == (whole / index.INDEX).read_bytes()
-    assert validate(path).findings == ()
+    assert validate(path).ok
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> None:

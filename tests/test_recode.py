@@ -45,7 +45,7 @@ def test_lossless_codecs_keep_the_fingerprint(tmp_path: Path) -> None:
         assert found.fingerprint == fingerprint(source)
         assert found.schema["obs.image.top"].codec == codec
         assert found.provenance["inputs"][0]["fingerprint"] == fingerprint(source)
-        assert validate(tmp_path / f"to-{codec}").findings == ()
+        assert validate(tmp_path / f"to-{codec}").ok
         before = tmp_path / f"to-{codec}"
     assert metas(before, "id") == metas(source, "id")
     assert metas(before, "digest") == metas(source, "digest")
@@ -95,7 +95,7 @@ def test_pictures_of_kind_images(tmp_path: Path) -> None:
     with vrl3data.open(tmp_path / "png") as dataset:
         assert np.array_equal(dataset[0]["image"], first)
         assert dataset.manifest.schema["image"].codec == "png"
-    assert validate(tmp_path / "png").findings == ()
+    assert validate(tmp_path / "png").ok
 
 
 def test_other_names(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_other_names(tmp_path: Path) -> None:
             rename(dataset, tmp_path / "x", {"action": "action"})
     assert metas(tmp_path / "out", "id") == metas(source, "id")
     assert found.fingerprint != fingerprint(source) == back.fingerprint
-    assert validate(tmp_path / "out").findings == ()
+    assert validate(tmp_path / "out").ok
 
 
 def test_wrong_recodes(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_merge_keeps_samples_ids_licence_and_provenance(tmp_path: Path) -> None:
         assert found.provenance["inputs"][0]["provenance"] == first.manifest.provenance
     assert (found.samples, found.license, found.name) == (9, "mit", "both")
     assert digests(tmp_path / "both") == digests(one) | digests(two)
-    assert validate(tmp_path / "both").findings == ()
+    assert validate(tmp_path / "both").ok
     assert before == (shard_bytes(one), (one / "dataset.json").read_bytes())
     # Content and not history makes the fingerprint.
     together = manifest.fingerprint([*digests(one).values(), *digests(two).values()])
@@ -126,7 +126,7 @@ def test_split_by_chance(tmp_path: Path, virtual: bool) -> None:
     assert sorted(chosen["a"]) == sorted(chosen["b"]) != sorted(chosen["c"])
     assert found.fingerprint == again.fingerprint == other.fingerprint
     assert equal_content(tmp_path / "a", source)
-    assert validate(tmp_path / "a").findings == ()
+    assert validate(tmp_path / "a").ok
 
 
 def test_split_by_a_column_and_with_groups(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_linked_shards_take_no_space_and_follow_their_dataset(tmp_path: Path) ->
     assert again.samples < found.samples == whole.samples
     assert whole.fingerprint == found.fingerprint
     for path in ("linked", "twice", "whole"):
-        assert validate(tmp_path / path).findings == (), path
+        assert validate(tmp_path / path).ok, path
     (tmp_path / "linked" / "index.parquet").unlink()
     with vrl3data.open(tmp_path / "linked") as dataset:  # the index can be made anew
         assert [item.name for item in dataset] == kept

@@ -51,9 +51,9 @@ def _from_shards(directory: Path, only: Mapping[str, ShardInfo] | None) -> tuple
         walked = scan.scan(path, linked=linked)
         if not walked.head:
             continue
-        if linked is not None:
-            assert only is not None
-            walked = _chosen(walked, path.name, only, shards)
+        if only is not None and linked is not None:
+            before = sum(item.samples for item in shards.get(_split_of(path.name), ()))
+            walked = chosen(walked, only[path.name], before)
         here = Manifest.from_head(walked.head)
         if found is None or builder is None:
             found, builder = here, index.IndexBuilder(here.schema)
@@ -71,22 +71,27 @@ def _from_shards(directory: Path, only: Mapping[str, ShardInfo] | None) -> tuple
     return _derived(replace(found, provenance=made[0], appended=tuple(made[1:])), shards, builder.table())
 
 
-def _chosen(
-    walked: scan.Scan, name: str, only: Mapping[str, ShardInfo], before: Mapping[str, list[ShardInfo]]
-) -> scan.Scan:
-    """A linked shard as part of this dataset: the keys that count, counted on, in the split of its name."""
-    info = only[name]
+def _split_of(name: str) -> str:
     match = FILE_NAME.fullmatch(name)
+    assert match is not None
+    return match[1]
+
+
+def chosen(walked: scan.Scan, info: ShardInfo, first: int = 0) -> scan.Scan:
+    """A linked shard as part of this dataset: the samples that count, numbered from `first` on, in its split here.
+
+    DamagedError if dataset.json counts samples that the shard does not have.
+    """
     assert info.linked is not None
+    match = FILE_NAME.fullmatch(info.name)
     assert match is not None
     split, number = match[1], int(match[2])
-    with locate(shard=name):
+    with locate(shard=info.name):
         keys = expand(info.linked.get("keys"), info.samples)
         by_key = {entry.key: entry for entry in walked.entries}
         missing = [key for key in keys if key not in by_key]
         if missing:
             raise DamagedError(f"dataset.json counts sample {missing[0]:09d}, which the shard does not hold")
-    first = sum(item.samples for item in before.get(split, ()))
     entries = [
         replace(by_key[key], key=first + place, meta=by_key[key].meta | {"split": split})
         for place, key in enumerate(keys)

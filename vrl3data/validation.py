@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import mmap
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import xxhash
 
-from vrl3data import index, manifest, sample, scan, shard, stats
-from vrl3data.dataset import locate_dataset
-from vrl3data.derive import from_shards
-from vrl3data.errors import Source, Vrl3dataError, locate
+from vrl3data import index, manifest, scan, shard, stats
+from vrl3data.checks import CONTENT, facts
+from vrl3data.checks.content import Content
+from vrl3data.checks.finding import SEVERITIES, Finding
+from vrl3data.checks.structure import check_sample
+from vrl3data.dataset import Dataset, locate_dataset
+from vrl3data.derive import chosen, from_shards
+from vrl3data.errors import ConfigError, DamagedError, Source, Vrl3dataError, did_you_mean, locate
 from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent
-from vrl3data.schema import PREVIEW, Array, Feature, Schema
 
-CHECKS = {
+STRUCTURE = {
     "structure": "headers, order, contiguity and commit records of a shard are as FORMAT.md says",
     "shards": "no shard is missing, foreign, swapped or different from the manifest",
     "checksum": "every member has the hash of its commit record",
@@ -35,28 +34,17 @@ CHECKS = {
     "manifest": "counts and fingerprint are those of the shards",
     "index": "the index is there and says what the shards say",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong. `check` is a key of CHECKS."""
-
-    check: str
-    message: str
-    where: Source = field(default_factory=Source)
-    severity: str = "error"
-
-    def __str__(self) -> str:
-        where = str(self.where)
-        return f"{self.severity}: {self.check}: {self.message}{f' ({where})' if where else ''}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"check": self.check, "severity": self.severity, "message": self.message, **_present(self.where)}
+CHECKS = STRUCTURE | CONTENT
+"""name -> what holds if the check finds nothing."""
+ALWAYS = ("structure",)
+"""Reported whatever is chosen: what cannot be read cannot be checked."""
+HARMLESS = ("nan", "digest", "meta")
+"""Findings that leave the rows of a sample readable."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `validate` found. `complete` is false for a dataset that is still being written."""
+    """What `validate` found, errors first. `complete` is false for a dataset that is still being written."""
 
     path: str
     findings: tuple[Finding, ...]
@@ -66,7 +54,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return not any(finding.severity == "error" for finding in self.findings)
+        """No error; there may be warnings."""
+        return not self.worse_than("error")
+
+    def worse_than(self, severity: str) -> list[Finding]:
+        """Findings of this severity (`error`, `warn`, `info`) or worse; none for `never`."""
+        counted = SEVERITIES[: SEVERITIES.index(severity) + 1] if severity in SEVERITIES else ()
+        return [finding for finding in self.findings if finding.severity in counted]
 
     def to_json(self) -> dict[str, Any]:
         head = {"path": self.path, "ok": self.ok, "complete": self.complete}
@@ -74,30 +68,54 @@ class Report:
         return head | counts | {"findings": [finding.to_json() for finding in self.findings]}
 
 
-def validate(path: Path | str, reporter: Reporter | None = None) -> Report:
-    """Read every byte of a dataset and report what is wrong. Raises only if there is no dataset to read."""
+def validate(
+    path: Path | str,
+    reporter: Reporter | None = None,
+    *,
+    checks: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+) -> Report:
+    """Read every byte of a dataset and report what is wrong. Raises only if there is no dataset to read.
+
+    `checks` are the names (of CHECKS) to report, None for all; `skip` those to leave out; `structure` is always
+    reported. ConfigError for an unknown name. One pass over the shards, and one over numbers and a few frames for the
+    statistics; of each episode about 150 kB are kept, 512 MB in all at most, and 30 bytes per number of a row.
+    """
+    wanted = set(CHECKS) if checks is None else set(checks)
+    for name in (*sorted(wanted), *skip):
+        if name not in CHECKS:
+            raise ConfigError(f"no check {name!r}{did_you_mean(name, CHECKS)}")
     directory = locate_dataset(path)
-    checker = _Checker(directory, reporter or Silent())
+    checker = _Checker(directory, reporter or Silent(), (wanted - set(skip)) | set(ALWAYS))
     checker.run()
-    return Report(str(path), tuple(checker.findings), checker.shards, checker.samples, checker.complete)
+    findings = sorted(checker.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return Report(str(path), tuple(findings), checker.shards, checker.samples, checker.complete)
 
 
 class _Checker:
     """The state of one validation."""
 
-    def __init__(self, directory: Path, reporter: Reporter) -> None:
-        self.directory, self.reporter = directory, reporter
+    def __init__(self, directory: Path, reporter: Reporter, wanted: Collection[str]) -> None:
+        self.directory, self.reporter, self.wanted = directory, reporter, wanted
         self.findings: list[Finding] = []
+        self.sound = True
+        """No error yet, whether or not it is reported."""
         self.shards = self.samples = 0
         self.complete = False
         self.ids: dict[str, str] = {}
+        self.content = Content(set(wanted) & set(CONTENT))
+
+    def keep(self, finding: Finding) -> None:
+        assert finding.check in CHECKS
+        self.sound = self.sound and finding.severity != "error"
+        if finding.check in self.wanted:
+            self.findings.append(finding)
 
     def add(self, check: str, error: Vrl3dataError | str, where: Source | None = None) -> None:
-        assert check in CHECKS
         if isinstance(error, Vrl3dataError):
-            self.findings.append(Finding(check, error.message, error.source))
+            self.keep(Finding(check, error.message, error.source))
         else:
-            self.findings.append(Finding(check, error, where or Source()))
+            self.keep(Finding(check, error, where or Source()))
 
     def run(self) -> None:
         found: Manifest | None = None
@@ -111,37 +129,64 @@ class _Checker:
             for path in paths:
                 self._shard(path, found)
                 advance(1)
-        whole = not self.findings
+        whole = self.sound
+        for finding in self.content.finish():
+            self.keep(finding)
         if found is not None:
             self._against_manifest(found, paths)
+            for finding in (*facts.licence(found), *facts.version(self.directory)):
+                self.keep(finding)
         if whole:
             self._derived(found)
 
     def _shard(self, path: Path, found: Manifest | None) -> None:
         self.shards += 1
-        try:
-            walked = scan.scan(path)
-        except Vrl3dataError as error:
-            self.add("structure", error)
+        walked = self._walk(path, found)
+        if walked is None:
             return
-        if not walked.head:
-            return
-        try:
-            with locate(shard=path.name):
-                here = Manifest.from_head(walked.head)
-        except Vrl3dataError as error:
-            self.add("structure", error)
-            return
-        if found is not None and here.dataset_id != found.dataset_id:
-            self.add("shards", f"the shard belongs to dataset {here.dataset_id}", Source(shard=path.name))
-            return
+        schema = Manifest.from_head(walked.head).schema
         with scan.map_file(path) as data:
             for entry in walked.entries:
                 self.samples += 1
                 where = Source(shard=path.name, episode=entry.meta["name"])
                 self._identity(entry, where)
-                for finding in check_sample(data, entry, here.schema, where):
-                    self.findings.append(finding)
+                watch = self.content.sample(schema, entry.meta, where)
+                readable = True
+                for finding in check_sample(data, entry, schema, where, watch):
+                    readable = readable and finding.check in HARMLESS
+                    self.keep(finding)
+                if readable:
+                    for finding in self.content.take(watch):
+                        self.keep(finding)
+                del watch  # it holds views of the mapping
+
+    def _walk(self, path: Path, found: Manifest | None) -> scan.Scan | None:
+        """The samples of a shard that count; None, with the reason kept, if there are none to look at."""
+        info = found.listed().get(path.name) if found is not None else None
+        linked = info.linked if info is not None else None
+        try:
+            walked = scan.scan(path, linked=linked)
+            if not walked.head:
+                return None
+            if info is not None and linked is not None:
+                return chosen(walked, info)
+            with locate(shard=path.name):
+                here = Manifest.from_head(walked.head)
+        except Vrl3dataError as error:
+            self.add("structure", error)
+            return None
+        if found is not None and here.dataset_id != found.dataset_id:
+            self.add("shards", f"the shard belongs to dataset {here.dataset_id}", Source(shard=path.name))
+            return None
+        if found is not None and info is None:
+            self._not_listed(path, len(walked.entries))
+            return None
+        return walked
+
+    def _not_listed(self, path: Path, samples: int) -> None:
+        """FORMAT.md 8: such a shard does not count."""
+        message = f"an append that was not finished: {samples} samples that dataset.json does not list do not count yet"
+        self.keep(Finding("shards", message, Source(shard=path.name), "info"))
 
     def _identity(self, entry: shard.Entry, where: Source) -> None:
         sample_id = entry.meta["id"]
@@ -155,8 +200,8 @@ class _Checker:
             self.add("shards", "the shard is missing", Source(shard=name))
         for path in paths:
             if path.name not in listed:
-                self.add("shards", "the shard is not in the manifest", Source(shard=path.name))
-            elif _sha256(path) != listed[path.name].sha256:
+                continue  # said where it was read
+            if _sha256(path) != listed[path.name].sha256:
                 self.add("shards", "the shard does not have the sha256 of the manifest", Source(shard=path.name))
 
     def _derived(self, found: Manifest | None) -> None:
@@ -176,16 +221,28 @@ class _Checker:
         pairs = {
             "fingerprint": (found.fingerprint, here.fingerprint),
             "schema": (found.schema, here.schema),
-            "provenance": (found.provenance, here.provenance),
+            "provenance": (_sorted(found.provenances), _sorted(here.provenances)),
             "subsets": (dict(found.subsets), stats.subsets(table)),
             "content": (dict(found.content), stats.content(table)),
             "lossy": (found.lossy, stats.lossy(table)),
-            "fingerprint of the statistics": (found.stats.get("fingerprint"), here.fingerprint),
         }
+        if found.is_linked:
+            del pairs["provenance"]  # the heads of its shards speak of the dataset they were taken from
         for what, (told, real) in pairs.items():
             if told != real:
                 self.add("manifest", f"{what}: the manifest does not say what the shards say")
         self._index(found, table)
+        if "stats" in self.wanted:
+            self._statistics(found, here, table)
+
+    def _statistics(self, found: Manifest, here: Manifest, table: pa.Table) -> None:
+        real = replace(here, stats=found.stats)
+        try:
+            with Dataset(self.directory, real, table, verify="off") as dataset:
+                for finding in facts.statistics(dataset):
+                    self.keep(finding)
+        except DamagedError as error:
+            self.add("stats", error)
 
     def _index(self, found: Manifest, table: pa.Table) -> None:
         try:
@@ -199,87 +256,10 @@ class _Checker:
             self.add("index", "it does not say what the shards say; 'vrl3data index rebuild' makes it anew")
 
 
-def check_sample(data: mmap.mmap, entry: shard.Entry, schema: Schema, where: Source) -> Iterator[Finding]:
-    """All checks of one sample in its shard."""
-    if list(entry.members) != sample.member_names(schema):
-        yield Finding("members", f"found {', '.join(entry.members)}", where)
-        return
-    view = memoryview(data)
-    bodies = {name: view[start : start + size] for name, (start, size) in entry.members.items()}
-    for name, expected in entry.hashes().items():
-        if xxhash.xxh3_128_hexdigest(bodies[name]) != expected:
-            yield Finding("checksum", "the bytes do not have the hash of the commit record", _at(where, name))
-            return
-    yield from _check_meta(entry.meta, where)
-    content: list[dict[str, Any]] = []
-    for feature in schema.features:
-        try:
-            with locate(shard=where.shard, episode=where.episode, feature=feature.name):
-                problems, described = _check_feature(feature, schema, bodies, entry.meta)
-        except Vrl3dataError as error:
-            yield Finding("rows", error.message, error.source)
-            return
-        content.append(described)
-        for check, message, step in problems:
-            yield Finding(check, message, _at(where, feature.name, step))
-    content += [
-        {"name": extra, "sha256": hashlib.sha256(bodies[extra]).hexdigest()}
-        for extra in schema.extras
-        if extra != PREVIEW
-    ]
-    if sample.sample_digest(entry.meta, content) != entry.meta["digest"]:
-        yield Finding("digest", "the content does not have the digest of the commit record", where)
-
-
-def _check_meta(meta: dict[str, Any], where: Source) -> Iterator[Finding]:
-    """What types alone do not tell (FORMAT.md 6)."""
-    try:
-        said = json.loads(meta["source_meta"])
-    except ValueError:
-        said = None
-    if not isinstance(said, dict):
-        yield Finding("meta", "source_meta is not a JSON object", where)
-    if meta["source"].startswith(("/", "\\")) or meta["source"][1:2] == ":":
-        yield Finding("meta", f"source {meta['source']!r} is an absolute path", where)
-
-
-def _check_feature(
-    feature: Feature, schema: Schema, bodies: dict[str, memoryview], meta: dict[str, Any]
-) -> tuple[list[tuple[str, str, int | None]], dict[str, Any]]:
-    """(problems, the feature's part of the digest)."""
-    body, offsets = sample.stored_members(feature, schema, bodies)
-    count, expected = sample.row_count(feature, body, offsets, meta), sample.promised_rows(feature, meta)
-    problems: list[tuple[str, str, int | None]] = []
-    if count != expected:
-        problems.append(("rows", f"expected {expected} rows, found {count}", None))
-
-    def look(start: int, rows: Array) -> None:
-        if any(want not in (-1, got) for want, got in zip(feature.shape, rows.shape[1:], strict=True)):
-            problems.append(("rows", f"expected rows of shape {feature.shape}, found {rows.shape[1:]}", None))
-        if (bad := _not_finite(rows)) is not None:
-            problems.append(("nan", f"{rows[bad].size - int(np.isfinite(rows[bad]).sum())} values are NaN or infinite",
-                             start + bad))  # fmt: skip
-        if feature.codec_name == "text" and int(rows[0]) != meta["label"]:
-            problems.append(("meta", f"label {meta['label']} in meta.json, {int(rows[0])} in the feature", None))
-
-    return problems, sample.describe(feature, body, offsets, count, look)
-
-
-def _not_finite(rows: Array) -> int | None:
-    """The first row with a value that is not finite."""
-    if rows.dtype.kind != "f" or bool(np.isfinite(rows).all()):
-        return None
-    return int(np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))[0])
-
-
-def _at(where: Source, feature: str, step: int | None = None) -> Source:
-    return Source(shard=where.shard, episode=where.episode, feature=feature, step=step)
+def _sorted(provenances: Iterable[Any]) -> list[str]:
+    return sorted(shard.dumps(provenance) for provenance in provenances)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _present(where: Source) -> dict[str, Any]:
-    return {key: value for key, value in asdict(where).items() if value is not None}

@@ -25,7 +25,7 @@ COMMANDS = {
     "pull": ("vrl3data.cli.publish:pull", "Fetch a dataset, encoder or policy, checked, into a folder."),
     "probe": ("vrl3data.cli.probe:probe", "What an encoder knows: classes, time, actions, states."),
     "info": ("vrl3data.cli.inspect:info", "Say what is in a dataset."),
-    "validate": ("vrl3data.cli.inspect:validate", "Check every byte of a dataset."),
+    "validate": ("vrl3data.cli.validate:validate", "Check a dataset: every byte, and its content."),
     "view": ("vrl3data.cli.inspect:view", "Make an offline HTML page of a dataset."),
     "card": ("vrl3data.cli.inspect:card", "Write README.md, the card of a dataset."),
     "stats": ("vrl3data.cli.tools:stats", "Compute the statistics of a dataset from its data."),

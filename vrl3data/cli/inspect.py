@@ -1,4 +1,4 @@
-"""`info`, `validate`, `view`, `card`, `index`: look at a dataset."""
+"""`info`, `view`, `card`, `index`: look at a dataset."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 
 import click
 
-from vrl3data.cli.common import console, counted, human_bytes, json_option, print_json, quiet_option, rows
-from vrl3data.errors import EXIT_FINDINGS
+from vrl3data.cli.common import human_bytes, json_option, print_json, rows
 
 PATH = click.argument("path")
-SHOWN_FINDINGS = 50
 
 
 @click.command()
@@ -55,32 +53,6 @@ def _info_text(dataset: Any) -> str:
     widths = [max(len(row[column]) for row in table) for column in range(5)]
     features = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
     return f"{rows(lines)}\n\n{features}"
-
-
-@click.command()
-@PATH
-@json_option
-@quiet_option
-def validate(path: str, as_json: bool, quiet: bool) -> int:
-    """Check every byte of the dataset PATH; exit code 1 if something is wrong.
-
-    Example: vrl3data validate out/door
-    """
-    from vrl3data.validation import validate as check
-
-    report = check(path, console(quiet=quiet))
-    if as_json:
-        print_json(report.to_json())
-    else:
-        for finding in report.findings[:SHOWN_FINDINGS]:
-            click.echo(str(finding))
-        if len(report.findings) > SHOWN_FINDINGS:
-            click.echo(f"... and {len(report.findings) - SHOWN_FINDINGS} more; --json lists all")
-        state = "" if report.complete else ", still being written"
-        verdict = "sound" if report.ok else counted(len(report.findings), "finding")
-        found = f"{counted(report.samples, 'sample')} in {counted(report.shards, 'shard')}"
-        click.echo(f"{path}: {verdict} ({found}{state})")
-    return 0 if report.ok else EXIT_FINDINGS
 
 
 @click.command()

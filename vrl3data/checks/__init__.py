@@ -1,0 +1,72 @@
+"""The checks of content: what a learner would stumble over although every byte is as it was written.
+
+Each is one small function in a literal table. Those of `EPISODE` see one episode; those of `DATASET` see what was kept
+of all episodes. A name may stand in both. All memory is bounded (`observed.py`).
+"""
+
+from __future__ import annotations
+
+CONTENT = {
+    "constant": "no entry of an observation or action is the same in the whole dataset",
+    "stuck": "no sensor stands still in one episode that moves in the others",
+    "bounds": "values lie within the bounds of the schema; tells the share per entry",
+    "jumps": "no number jumps far more than in any other episode",
+    "scale": "no number is of another size than in all other episodes (another unit or offset)",
+    "quaternions": "quaternions have length 1",
+    "shifted_actions": "actions move the states, at the same step, in each episode as in the others",
+    "shifted_frames": "frames change when the states do",
+    "frozen_camera": "no camera stands still while the body moves",
+    "held_frames": "at most 10 % of frames repeat the one before while the body moves",
+    "blank_frames": "no frame is black, white or without a picture",
+    "orientation": "no episode, or part of it, is upside down, mirrored or rotated",
+    "channel_order": "no episode has exchanged, inverted or missing colours",
+    "swapped_cameras": "no camera shows what another one shows in the other episodes",
+    "appearance": "no episode looks far from all others",
+    "depth_unit": "depth is in the same unit in all episodes",
+    "timestamps": "time goes forward, evenly, without gaps, from 0",
+    "ends": "terminated and truncated fit the steps and the next episode",
+    "success": "success fits the reward",
+    "reward": "the reward is not all zero",
+    "copies": "no episode, camera or action sequence occurs twice",
+    "near_copies": "no two episodes differ only by noise or a few steps",
+    "leakage": "no episode is in two splits, not even nearly",
+    "labels": "labels and class names of pictures fit each other",
+    "license": "the licence is known",
+    "version": "the format version is one that this release knows in full",
+    "stats": "the stored statistics are those of the data",
+}
+"""name -> what holds if the check finds nothing."""
+
+EPISODE = {
+    "quaternions": "vrl3data.checks.numbers:quaternions",
+    "frozen_camera": "vrl3data.checks.cameras:frozen_camera",
+    "held_frames": "vrl3data.checks.cameras:held_frames",
+    "blank_frames": "vrl3data.checks.cameras:blank_frames",
+    "orientation": "vrl3data.checks.cameras:turned",
+    "timestamps": "vrl3data.checks.timing:timestamps",
+    "ends": "vrl3data.checks.timing:ends",
+}
+"""name -> function(Observed) -> findings."""
+
+DATASET = {
+    "constant": "vrl3data.checks.numbers:constant",
+    "stuck": "vrl3data.checks.numbers:stuck",
+    "bounds": "vrl3data.checks.numbers:bounds",
+    "jumps": "vrl3data.checks.numbers:jumps",
+    "scale": "vrl3data.checks.numbers:scale",
+    "shifted_actions": "vrl3data.checks.relations:shifted_actions",
+    "shifted_frames": "vrl3data.checks.relations:shifted_frames",
+    "orientation": "vrl3data.checks.appearance:orientation",
+    "channel_order": "vrl3data.checks.appearance:channel_order",
+    "swapped_cameras": "vrl3data.checks.appearance:swapped_cameras",
+    "appearance": "vrl3data.checks.appearance:unlike",
+    "depth_unit": "vrl3data.checks.appearance:depth_unit",
+    "timestamps": "vrl3data.checks.timing:rates",
+    "ends": "vrl3data.checks.timing:continued",
+    "success": "vrl3data.checks.timing:success",
+    "reward": "vrl3data.checks.timing:reward",
+    "copies": "vrl3data.checks.copies:copies",
+    "near_copies": "vrl3data.checks.copies:near_copies",
+    "leakage": "vrl3data.checks.copies:leakage",
+}
+"""name -> function(Collected) -> findings."""

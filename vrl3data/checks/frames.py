@@ -1,0 +1,106 @@
+"""What is kept of the frames of one camera in one episode, instead of the frames.
+
+Letters: N frames, H x W pixels, C channels, G cells along a side of a thumbnail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from vrl3data.schema import Array, Feature
+
+GRID = 12
+ENERGY_GRID = 8
+"""Motion is told apart by place, coarsely: with one cell the arm of a clean set is lost in the rest of the picture."""
+MAX_FRAMES = 20_000
+"""Of a camera in an episode; further ones are hashed like all bytes, but not looked at (2.3 kB each are kept)."""
+FINE = 160
+"""Larger pictures are thinned out to about this many rows: the checks look at coarse things."""
+BLOCK = 64
+
+
+@dataclass
+class Frames:
+    """Thumbnails and changes of one camera. Levels are 0..255, or counts for depth."""
+
+    thumbs_NGGC: Array
+    change_N: Array
+    """Mean absolute difference of each frame to the next, N-1 of them; 0 only if they are the same."""
+    energy_NE: Array
+    """The same per cell of a coarse grid."""
+
+    @property
+    def spread_N(self) -> Array:
+        """Standard deviation over the cells, of the liveliest channel: what is left when noise is averaged out."""
+        return self.thumbs_NGGC.std(axis=(1, 2)).max(axis=-1)
+
+    @property
+    def level_N(self) -> Array:
+        return self.thumbs_NGGC.mean(axis=(1, 2, 3))
+
+
+@dataclass
+class FrameCollector:
+    """Takes blocks of frames in order."""
+
+    thumbs: list[Array] = field(default_factory=list)
+    energies: list[Array] = field(default_factory=list)
+    last: Array | None = None
+    count: int = 0
+
+    def add(self, rows: Array) -> None:
+        """`rows`: N x H x W x C or N x H x W."""
+        for start in range(0, min(len(rows), MAX_FRAMES - self.count), BLOCK):
+            self._block(_thinned(rows[start : start + BLOCK]))
+
+    def _block(self, frames_NHWC: Array) -> None:
+        self.count += len(frames_NHWC)
+        self.thumbs.append(cells(frames_NHWC, GRID))
+        chain = frames_NHWC if self.last is None else np.concatenate([self.last, frames_NHWC])
+        self.last = frames_NHWC[-1:].copy()
+        if len(chain) > 1:
+            wide = chain.astype(np.int16 if chain.dtype == np.uint8 else np.float32)
+            self.energies.append(cells(np.abs(np.diff(wide, axis=0)), ENERGY_GRID).mean(axis=-1))
+
+    def frames(self) -> Frames | None:
+        if not self.count:
+            return None
+        energy = [item.reshape(len(item), -1) for item in self.energies]
+        energy_NE = np.concatenate(energy) if energy else np.zeros((0, ENERGY_GRID**2), np.float32)
+        return Frames(np.concatenate(self.thumbs), energy_NE.mean(axis=1), energy_NE)
+
+
+def is_camera(feature: Feature) -> bool:
+    """Pictures, and depth pictures."""
+    depth = feature.dtype in ("uint16", "float32") and len(feature.shape) == 2 and feature.name.startswith("obs.depth.")
+    return (feature.is_image or depth) and min(feature.shape[:2]) != 0
+
+
+def cells(frames_NHWC: Array, grid: int) -> Array:
+    """Means over grid x grid cells as float32: two matrix products, which numpy does faster than reshaped means."""
+    count, height, width, channels = frames_NHWC.shape
+    rows_GH, columns_WG = _averages(height, grid), _averages(width, grid)
+    flat = frames_NHWC.astype(np.float32).reshape(count, height, width * channels)
+    rows_NGWC = (rows_GH @ flat).reshape(count, grid, width, channels)
+    means: Array = np.einsum("ngwc,hw->nghc", rows_NGWC, columns_WG, optimize=True)
+    return means
+
+
+@lru_cache(maxsize=64)
+def _averages(size: int, grid: int) -> Array:
+    """G x size; row g takes the mean over its cell. Cells overlap where there are fewer pixels than cells."""
+    matrix = np.zeros((grid, size), np.float32)
+    for cell in range(grid):
+        start = min(cell * size // grid, size - 1)
+        stop = max((cell + 1) * size // grid, start + 1)
+        matrix[cell, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _thinned(rows: Array) -> Array:
+    frames = rows[..., None] if rows.ndim == 3 else rows
+    stride = max(1, min(frames.shape[1:3]) // FINE)
+    return frames[:, ::stride, ::stride]
