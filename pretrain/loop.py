@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -85,8 +86,13 @@ class Draw:
     def rows_B(self, examples: int) -> torch.Tensor:
         """The rows of this step in a table of `examples`: epochs are permutations, drawn from (seed, epoch)."""
         epoch, place = divmod(self.step, examples // self.batch_size)
-        order = torch.randperm(examples, generator=torch.Generator().manual_seed(self.seed * 7_919 + epoch))
+        order = _permutation(examples, self.seed * 7_919 + epoch)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(examples: int, seed: int) -> torch.Tensor:
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
 
 
 class Objective(Protocol):

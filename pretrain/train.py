@@ -18,13 +18,14 @@ from pretrain.frames import HeldOut, SplitFrames, load_frames
 from pretrain.loop import LoopConfig, Trainer
 from pretrain.objectives.hilp import Hilp, HilpConfig
 from pretrain.objectives.mae import PICTURE_CROP, Mae, MaeConfig, Table
-from pretrain.objectives.supervised import VRL3_CONFIG, Supervised, SupervisedConfig
+from pretrain.objectives.supervised import VRL3_CONFIG, Images, Supervised, SupervisedConfig
 from vrl3data import __version__
 from vrl3data.dataset import Dataset, open_dataset
 from vrl3data.encoders.encoder import Encoder, EncoderSpec
 from vrl3data.errors import ConfigError
-from vrl3data.images import ImageTable, load_images
+from vrl3data.images import load_images
 from vrl3data.report import Reporter, Silent
+from vrl3data.stream import ImageStream, open_images
 
 HILP_STEPS = 900
 MAE_STEPS = 2000
@@ -50,16 +51,18 @@ class PretrainConfig:
 
 def pretrain_supervised(
     data: Path | str, out: Path | str, config: PretrainConfig | None = None, *, val: Path | str | None = None,
-    split: str | None = None, reporter: Reporter | None = None,
+    split: str | None = None, stream: bool | None = None, reporter: Reporter | None = None,
 ) -> tuple[Encoder, dict[str, float]]:  # fmt: skip
     """Train an encoder on labelled images and save it in `out`. Returns it with its scores.
 
     Running it again goes on where it stopped. `val` is a dataset, or None for the split `val` of `data` if it
-    has one. ConfigError for data without labels or other classes, Diverged if the loss is not finite.
+    has one. Images that would take more than half of the memory are decoded as they are needed; `stream` says
+    whether, and changes no result. ConfigError for data without labels or other classes, Diverged if the loss is
+    not finite.
     """
     config, reporter, target = config or PretrainConfig(), reporter or Silent(), Path(out)
     with open_dataset(data) as train_set:
-        train, held_out = _tables(train_set, val, split, config, reporter)
+        train, held_out = _tables(train_set, val, split, config, Where(stream, reporter))
         facts = _facts(train_set, config)
     torch.manual_seed(config.seed)
     encoder = Encoder(EncoderSpec(config.encoder, image_size=config.image_size))
@@ -226,19 +229,33 @@ def _plain(config: SelfSupervisedConfig) -> dict[str, Any]:
     return {**asdict(config), "init": None if config.init is None else Path(config.init).name}
 
 
+@dataclass(frozen=True)
+class Where:
+    """Whether images stand in memory (None: if they fit), and who is told of it."""
+
+    stream: bool | None
+    reporter: Reporter
+
+    def open(self, dataset: Dataset, size: int, split: str | None) -> Images:
+        found = open_images(dataset, size, split, self.reporter, self.stream)
+        if isinstance(found, ImageStream):
+            self.reporter.note(f"{len(found)} images are decoded as they are needed")
+        return found
+
+
 def _tables(
-    dataset: Dataset, val: Path | str | None, split: str | None, config: PretrainConfig, reporter: Reporter
-) -> tuple[ImageTable, ImageTable | None]:
+    dataset: Dataset, val: Path | str | None, split: str | None, config: PretrainConfig, where: Where
+) -> tuple[Images, Images | None]:
     splits = dataset.manifest.splits
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
-    train = load_images(dataset, round(config.image_size * TRAINING_SCALE), chosen, reporter)
+    train = where.open(dataset, round(config.image_size * TRAINING_SCALE), chosen)
     if len(train.classes) < 2:
         raise ConfigError(f"expected at least two classes, found {len(train.classes)}")
     size = round(config.image_size * VALIDATION_SCALE)
     if val is not None:
         with open_dataset(val) as other:
-            return train, load_images(other, size, None, reporter)
-    return train, load_images(dataset, size, "val", reporter) if "val" in splits and chosen != "val" else None
+            return train, where.open(other, size, None)
+    return train, where.open(dataset, size, "val") if "val" in splits and chosen != "val" else None
 
 
 def _objective_config(config: PretrainConfig, multiple: int = 1) -> SupervisedConfig:

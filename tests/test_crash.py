@@ -205,12 +205,12 @@ def test_other_files_beside_the_shards_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vrl3data.dataset.MAX_MAPPED", 2)
+    monkeypatch.setattr("vrl3data.members.MAX_MAPPED", 2)
     path = write_dataset(tmp_path / "set", 6, make_spec(shard_size=15_000))
     with vrl3data.open(path) as dataset:
         frames = [item["obs.image.top"] for item in dataset]
         assert len(index.shard_files(path)) == 6
-        assert len(dataset._maps) == 2
+        assert len(dataset.members.maps) == 2
         assert all(frame.sum() > 0 for frame in frames)
 
 

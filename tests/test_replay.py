@@ -12,6 +12,7 @@ import vrl3data
 from vrl3data.errors import ConfigError, DamagedError
 from vrl3data.loader import load_episodes
 from vrl3data.replay import BatchSpec, Replay
+from vrl3data.sampling import Starts
 from vrl3data.writer import Writer
 
 CAMERA = "obs.image.top"
@@ -30,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> vrl3data.Dataset:
     return vrl3data.open(path)
 
 
-@pytest.mark.parametrize("storage", ["ram", "mmap", "cpu"])
+@pytest.mark.parametrize("storage", ["ram", "mmap", "stream", "cpu"])
 def test_every_storage_gathers_the_rows_of_the_dataset(dataset, storage):
     assert len({dataset.place(i)[1] for i in range(5)}) > 1
     table = load_episodes(dataset, FEATURES, storage=storage)
@@ -66,7 +67,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path, dataset):
         load_episodes(other, [CAMERA], storage="mmap")
 
 
-@pytest.mark.parametrize("storage", ["ram", "mmap", "cpu"])
+@pytest.mark.parametrize("storage", ["ram", "mmap", "stream", "cpu"])
 def test_a_batch_is_what_the_dataset_says(dataset, storage):
     replay = Replay(SPEC, load_episodes(dataset, FEATURES, storage=storage))
     batch = replay.sample(64, np.random.default_rng(0))
@@ -160,6 +161,49 @@ def test_demonstrations_stay_and_can_be_asked_for(dataset):
     assert np.array_equal(before["action"], after["action"])
     assert set(after) == {"obs", "action", "sensor"}
     assert replay.layout.episodes == 5 + len(replay.online_numbers)
+
+
+@pytest.mark.parametrize("storage", ["ram", "mmap", "stream", "cpu"])
+@pytest.mark.parametrize(("share", "offline"), [(0.5, 16), (0.25, 8), (0.0, 0), (1.0, 32)])
+def test_shares_are_exact_and_demonstrations_come_first(dataset, storage, share, offline):
+    replay = Replay(SPEC, load_episodes(dataset, FEATURES, storage=storage), 60)
+    images = np.zeros((6, 12, 12, 3), np.uint8)
+    for number in range(100, 103):
+        replay.add({**online(number, 5), CAMERA: images, "action": np.full((5, 2), number)}, terminated=False)
+    batch = replay.sample(32, np.random.default_rng(0), share_offline=share)
+    assert (batch["action"][:offline] < 2).all()
+    assert (batch["action"][offline:] >= 100).all()
+    assert {name: len(value) for name, value in batch.items()} == dict.fromkeys(batch, 32)
+    assert set(batch) == set(replay.sample(4, np.random.default_rng(0)))
+    cloned = replay.sample(32, np.random.default_rng(0), share_offline=share, bootstrap=False)
+    assert (cloned["action"][:offline] < 2).all() and (cloned["action"][offline:] >= 100).all()
+
+
+def test_a_share_of_nothing_is_refused(dataset):
+    replay = Replay(BatchSpec((), "obs.state"), load_episodes(dataset, FEATURES), 20)
+    assert replay.offers("offline") and not replay.offers("online")
+    with pytest.raises(ConfigError, match="no online episode has 1 steps"):
+        replay.sample(4, np.random.default_rng(0), share_offline=0.5)
+    with pytest.raises(ConfigError, match="share_offline: expected 0 to 1, found 2"):
+        replay.sample(4, np.random.default_rng(0), share_offline=2)
+    replay.add(online(0, 3), terminated=False)
+    assert replay.offers("online")
+    alone = Replay(BatchSpec((), "obs.state"), None, 20)
+    alone.add(online(0, 3), terminated=False)
+    with pytest.raises(ConfigError, match="no offline episode"):
+        alone.sample(4, np.random.default_rng(0), share_offline=0.5)
+
+
+def test_without_a_share_the_draws_are_what_they_were(dataset):
+    """The first actions and the next number of the generator, as they were before there were shares."""
+    replay, rng = Replay(SPEC, load_episodes(dataset, FEATURES)), np.random.default_rng(5)
+    starts = Starts.of(replay.layout, 2)
+    episode_B, t_B = starts.place(np.random.default_rng(5).integers(0, starts.total, 8))
+    wanted = [np.asarray(dataset[e]["action"][t], np.float32) for e, t in zip(episode_B, t_B, strict=True)]
+    assert np.array_equal(replay.sample(8, rng)["action"], wanted)
+    other = np.random.default_rng(5)
+    other.integers(0, starts.total, 8)
+    assert rng.random() == other.random()
 
 
 def test_absorbed_demonstrations_are_the_first_to_go(dataset):

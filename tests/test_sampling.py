@@ -13,8 +13,10 @@ from vrl3data.sampling import (
     chunk_rows,
     future_states,
     n_step,
+    ordered_states,
     random_states,
     stack_rows,
+    uniform_future_states,
 )
 
 EPISODES = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=5)
@@ -102,6 +104,20 @@ def test_goals_lie_ahead_in_the_same_episode_at_geometric_distance():
     episode_B, t_B = random_states(layout, 1000, rng)
     assert set(episode_B.tolist()) == {0, 1}
     assert (t_B < layout.states_E[episode_B]).all()
+
+
+def test_uniform_goals_and_ordered_frames_are_drawn_alike():
+    layout, rng = Layout.packed([4, 2], [True, False], [False, False]), np.random.default_rng(0)
+    episode_B = np.zeros(60_000, np.int64)
+    goal_B = uniform_future_states(layout, episode_B, episode_B + 1, rng)
+    assert np.bincount(goal_B)[2:] / 60_000 == pytest.approx(np.full(3, 1 / 3), abs=0.01)
+    assert uniform_future_states(layout, episode_B + 1, episode_B + 1, rng).max() == 1  # nothing follows
+    t_BM, mask_B = ordered_states(layout, episode_B, 3, rng)
+    sets, counts = np.unique(t_BM, axis=0, return_counts=True)
+    assert mask_B.all() and len(sets) == 10 and (np.diff(sets, axis=1) > 0).all()
+    assert counts / 60_000 == pytest.approx(np.full(10, 0.1), abs=0.01)
+    t_BM, mask_B = ordered_states(layout, episode_B + 1, 3, rng)
+    assert not mask_B.any() and t_BM.max() == 1
 
 
 @given(EPISODES, st.integers(1, 6))

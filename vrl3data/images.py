@@ -16,7 +16,7 @@ from vrl3data.report import Reporter, Silent
 from vrl3data.schema import Array
 
 LOADED_BYTES = 64 * 1024**3
-"""Refused above this: such a set wants a stream, which this release does not have."""
+"""Refused above this: such a set wants a stream."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ def load_images(dataset: Dataset, size: int, split: str | None = None, reporter:
             raise ConfigError("expected a dataset of images, found one of episodes")
         positions = dataset.split(split) if split else list(range(len(dataset)))
         if len(positions) * size * size * 3 > LOADED_BYTES:
-            raise ConfigError(f"{len(positions)} images of {size} pixels do not fit in memory; use a smaller size")
+            raise ConfigError(
+                f"{len(positions)} images of {size} pixels do not fit in memory; use a stream or a smaller size"
+            )
     images_NHWC = np.empty((len(positions), size, size, 3), np.uint8)
     labels_N = np.empty(len(positions), np.int64)
     with (reporter or Silent()).progress("decoding", len(positions), "images") as advance:
-        for row, position in enumerate(positions):
-            item = dataset[position]
+        for row, item in enumerate(dataset.ahead(positions, ("image", "cls"))):
             images_NHWC[row] = square(item["image"][0], size)
             labels_N[row] = item["cls"][0]
             advance(1)
+    if dataset.remote:
+        (reporter or Silent()).note(str(dataset.fetched))
     with locate(path=dataset.path):
         if labels_N.min(initial=0) < 0:
             raise ConfigError(f"{int((labels_N < 0).sum())} images have no label")

@@ -1,25 +1,36 @@
-"""Episodes of a dataset as flat arrays that batches are gathered from: in memory, mapped, or on a device.
+"""Episodes of a dataset as flat arrays that batches are gathered from: in memory, mapped, on a device, or read then.
 
 Imports torch only for device storage.
 """
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from vrl3data import sample, shard
 from vrl3data.dataset import Dataset
-from vrl3data.errors import ConfigError, did_you_mean, locate
+from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 from vrl3data.sampling import Ints, Layout
 from vrl3data.schema import Array, Feature
+from vrl3data.stored import StoredSample
 
+STORAGES = ("ram", "mmap", "stream")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+CACHE_BYTES = 512 * 1024**2
+"""Of decoded units that storage `stream` keeps, for each process."""
+SMALL = 64 * 1024
+"""Bytes of a raw episode of a feature that `stream` copies; of a larger one it reads rows where they lie."""
 ALIGNMENT = 16
 """Rows in a mapping are addressed in this unit where their size allows it: npy payloads start at multiples of 64."""
 
@@ -54,6 +65,8 @@ class DeviceRows:
     def __init__(self, values: Array, device: str) -> None:
         import torch
 
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("storage 'cuda' needs a GPU that torch can use; it finds none")
         self.torch, self.values = torch, torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     def __len__(self) -> int:
@@ -65,38 +78,118 @@ class DeviceRows:
 
 
 class MappedRows:
-    """Raw rows where they lie in the mapped shards: one strided take for each shard a batch touches."""
+    """Raw rows where they lie in the mapped shards: one strided take for a batch, however many shards it touches."""
 
     def __init__(self, feature: Feature, maps: Sequence[mmap.mmap], shard_N: Ints, offset_N: Ints) -> None:
         self.dtype, self.shape = np.dtype(feature.dtype), feature.shape
-        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        self._unit = int(np.gcd(ALIGNMENT, size))
-        self._shard_N, self._place_N = shard_N, offset_N // self._unit
-        self._views = [_windows(mapping, size, self._unit) for mapping in maps]
+        size = row_bytes(feature)
+        unit = int(np.gcd(ALIGNMENT, size))
+        # Kept here: the view below holds on to one of them only.
+        self._maps = [np.frombuffer(mapping, np.uint8) for mapping in maps]
+        address_S = np.array([data.ctypes.data for data in self._maps], np.int64)
+        lowest = int(address_S.argmin())
+        # Mappings begin at pages. What lies between two of them belongs to the view and is never addressed.
+        self._place_N = (address_S[shard_N] - address_S[lowest] + offset_N) // unit
+        self._view = np.lib.stride_tricks.as_strided(
+            self._maps[lowest], (int(self._place_N.max()) + 1, size), (unit, 1), writeable=False
+        )
 
     def __len__(self) -> int:
-        return len(self._shard_N)
+        return len(self._place_N)
 
     def gather(self, rows: Ints) -> Array:
-        flat = rows.reshape(-1)
-        shards = self._shard_N[flat]
-        touched = np.unique(shards)
-        if len(touched) == 1:
-            found = self._views[touched[0]][self._place_N[flat]]
-        else:
-            found = np.empty((len(flat), self._views[0].shape[1]), np.uint8)
-            for number in touched:
-                where = np.flatnonzero(shards == number)
-                found[where] = self._views[number][self._place_N[flat[where]]]
+        found = self._view[self._place_N[rows.reshape(-1)]]
         values: Array = found.view(self.dtype).reshape(*rows.shape, *self.shape)
         return values
 
 
-def _windows(mapping: mmap.mmap, size: int, unit: int) -> Array:
-    """A view of (places, size) bytes in which row p starts at byte p * unit: no copy, rows overlap."""
-    data = np.frombuffer(mapping, np.uint8)
-    places = max(0, (len(data) - size) // unit + 1)
-    return np.lib.stride_tricks.as_strided(data, (places, size), (unit, 1), writeable=False)
+class UnitCache:
+    """Decoded units of coded features, those used last, at most `limit` bytes. Threads may share it."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit, self.bytes = limit, 0
+        self._units: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int, int]) -> Array | None:
+        with self._lock:
+            if key in self._units:
+                self._units.move_to_end(key)
+            return self._units.get(key)
+
+    def put(self, key: tuple[str, int, int], unit: Array) -> None:
+        with self._lock:
+            if key in self._units or unit.nbytes > self.limit:
+                return
+            self._units[key] = unit
+            self.bytes += unit.nbytes
+            while self.bytes > self.limit:
+                self.bytes -= self._units.popitem(last=False)[1].nbytes
+
+
+class Readers:
+    """A dataset for each thread that asks: one is no object for many threads. The one who made this uses the given."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self._owner, self._own = dataset, threading.get_ident(), threading.local()
+
+    def mine(self) -> Dataset:
+        if threading.get_ident() == self._owner:
+            return self.dataset
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = copy.copy(self.dataset)  # opened again, as pickling does
+        own: Dataset = self._own.dataset
+        return own
+
+
+class StreamRows:
+    """Rows read through the dataset when they are gathered: nothing is loaded, whatever the codec and the place.
+
+    A coded feature is decoded unit by unit into `cache`, which also takes copies of small raw episodes; large ones are
+    views each time, since a kept view would hold on to its shard.
+    """
+
+    def __init__(self, dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints,
+                 cache: UnitCache) -> None:  # fmt: skip
+        self.feature, self.positions, self.cache = feature, positions, cache
+        self._ends_E = np.cumsum(counts_E)
+        self._starts_E, self._counts_E = self._ends_E - counts_E, counts_E
+        self._unit = 0 if feature.codec == "raw" else max(1, feature.unit_rows)
+        self._row_bytes, self._readers = row_bytes(feature), Readers(dataset)
+
+    def __len__(self) -> int:
+        return int(self._ends_E[-1])
+
+    def gather(self, rows: Ints) -> Array:
+        flat = rows.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        needed = flat[order]
+        found = np.empty((len(flat), *self.feature.shape), self.feature.dtype)
+        episode_N = np.searchsorted(self._ends_E, needed, side="right")
+        local_N = needed - self._starts_E[episode_N]
+        unit_N = local_N // self._unit if self._unit else np.zeros(len(needed), np.int64)
+        changes = np.flatnonzero((np.diff(episode_N) != 0) | (np.diff(unit_N) != 0)) + 1
+        bounds = [0, *changes.tolist(), len(needed)] if len(needed) else []
+        for first, last in pairwise(bounds):
+            block, start = self._block(int(episode_N[first]), int(unit_N[first]))
+            found[order[first:last]] = block[local_N[first:last] - start]
+        return found.reshape(*rows.shape, *self.feature.shape)
+
+    def _block(self, episode: int, unit: int) -> tuple[Array, int]:
+        """(rows, number of the first): a unit, or a view of the whole episode where nothing is decoded."""
+        name, count = self.feature.name, int(self._counts_E[episode])
+        start, stop = unit * self._unit, min(count, (unit + 1) * self._unit) if self._unit else count
+        key, keep = (name, episode, unit), self._unit or count * self._row_bytes <= SMALL
+        block = self.cache.get(key) if keep else None
+        if block is None:
+            item = self._readers.mine()[self.positions[episode]]
+            block = item.rows(name, start, stop)
+            if block.shape[1:] != self.feature.shape or len(block) != stop - start:
+                with locate(path=item.dataset.path, episode=item.name, feature=name):
+                    raise DamagedError(f"expected {stop - start} rows of {self.feature.shape}, found {block.shape}")
+            if keep:
+                self.cache.put(key, block if self._unit else block.copy())
+        return block, start
 
 
 @dataclass(frozen=True)
@@ -120,38 +213,34 @@ class EpisodeTable:
 
 def load_episodes(
     dataset: Dataset, features: Sequence[str], *, positions: Sequence[int] | None = None, split: str | None = None,
-    storage: str = "ram", reporter: Reporter | None = None,
+    storage: str = "ram", reporter: Reporter | None = None, cache_bytes: int = CACHE_BYTES,
 ) -> EpisodeTable:  # fmt: skip
     """Read `features` of a split, of `positions`, or of all episodes.
 
     `storage` is where image features are, the others are small and always in memory. ram: decoded arrays; mmap: rows
-    stay in the mapped shards and are read when gathered (raw features only, each checked once); `cuda` or another
-    device of torch: there. ConfigError for images in place of episodes, for features that do not exist, that an
-    episode lacks or that cannot be stored so.
+    stay in the mapped shards and are read when gathered (raw features only, each checked once); stream: every feature
+    is read and decoded when gathered, of any codec, with the last `cache_bytes` of decoded units kept; `cuda` or
+    another device of torch: there. ConfigError for images in place of episodes, for features that do not exist, that
+    an episode lacks or that cannot be stored so.
     """
     with locate(path=dataset.path):
+        if storage.partition(":")[0] not in (*STORAGES, *DEVICES):
+            raise ConfigError(f"storage {storage!r}{did_you_mean(storage, (*STORAGES, *DEVICES))}")
         described = _described(dataset, features)
         chosen = list(positions if positions is not None else dataset.split(split) if split else range(len(dataset)))
         if not chosen:
             raise ConfigError("no episodes were chosen")
-        counts = {name: np.zeros(len(chosen), np.int64) for name in described}
-        metas = []
-        for number, position in enumerate(chosen):
-            metas.append(_complete(dataset, position, described))
-            for name in described:
-                counts[name][number] = dataset[position].row_count(name)
-        layout = Layout.packed(
-            [meta["length"] for meta in metas], [bool(meta["final_observation"]) for meta in metas],
-            [meta["terminated"] == 1 for meta in metas],
-        )  # fmt: skip
-        rows: dict[str, Rows] = {}
+        layout = _layout(dataset, chosen, described)
+        counts = {name: layout.states_E if f.rows == "state" else layout.lengths_E for name, f in described.items()}
+        cache, rows = UnitCache(cache_bytes), dict[str, Rows]()
         for name, feature in described.items():
+            if storage == "stream":
+                rows[name] = StreamRows(dataset, feature, chosen, counts[name], cache)
+                continue
             picture = len(feature.shape) == 3
-            need = (
-                int(counts[name].sum()) * int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
-            )
+            need = int(counts[name].sum()) * row_bytes(feature)
             if storage != "mmap" and need > physical_memory():
-                raise ConfigError(f"{name} takes {need / 1e9:.0f} GB in memory; use storage 'mmap'")
+                raise ConfigError(f"{name} takes {need / 1e9:.0f} GB in memory; use storage 'mmap' or 'stream'")
             if storage == "mmap" and picture:
                 rows[name] = _mapped(dataset, feature, chosen, counts[name])
             else:
@@ -159,7 +248,14 @@ def load_episodes(
                 rows[name] = (
                     DeviceRows(values, storage) if picture and storage not in ("ram", "mmap") else RamRows(values)
                 )
+    if dataset.remote and reporter is not None:
+        reporter.note(str(dataset.fetched))
     return EpisodeTable(layout, described, rows, tuple(chosen))
+
+
+def row_bytes(feature: Feature) -> int:
+    """Bytes of one decoded row."""
+    return int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
 
 
 def physical_memory() -> int:
@@ -178,21 +274,33 @@ def _described(dataset: Dataset, features: Sequence[str]) -> dict[str, Feature]:
     return {name: dataset.schema[name] for name in features}
 
 
-def _complete(dataset: Dataset, position: int, features: Mapping[str, Feature]) -> dict[str, Any]:
-    item = dataset[position]
-    missing = [name for name in features if name in item.absent]
-    if missing:
-        with locate(episode=item.name, feature=missing[0]):
-            raise ConfigError("this episode lacks the feature; choose episodes that have it")
-    return item.meta
+def _layout(dataset: Dataset, positions: Sequence[int], features: Mapping[str, Feature]) -> Layout:
+    """From the index, without touching an episode. ConfigError if one lacks a feature."""
+    place = np.asarray(positions, np.int64)
+    columns = {key: dataset.index[key].to_numpy()[place] for key in ("length", "final_observation", "terminated")}
+    absent = dataset.index["absent"].take(place)
+    for row, names in enumerate(absent.to_pylist()) if any(absent.unique().to_pylist()) else ():
+        missing = [name for name in features if name in names.split(",")]
+        if missing:
+            with locate(episode=dataset[positions[row]].name, feature=missing[0]):
+                raise ConfigError("this episode lacks the feature; choose episodes that have it")
+    return Layout.packed(columns["length"], columns["final_observation"] == 1, columns["terminated"] == 1)
+
+
+def _check_count(item: StoredSample, feature: str, count: int) -> None:
+    """The layout comes from the index; what is read must be as long."""
+    if item.row_count(feature) != count:
+        with locate(episode=item.name, feature=feature):
+            raise DamagedError(f"the index promises {count} rows, found {item.row_count(feature)}")
 
 
 def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints, reporter: Reporter) -> Array:
     values = np.empty((int(counts_E.sum()), *feature.shape), feature.dtype)
     start = 0
     with reporter.progress(f"loading {feature.name}", len(positions), "episodes") as advance:
-        for position, count in zip(positions, counts_E, strict=True):
-            values[start : start + count] = dataset[position][feature.name]
+        for item, count in zip(dataset.ahead(positions, (feature.name,)), counts_E, strict=True):
+            _check_count(item, feature.name, count)
+            values[start : start + count] = item[feature.name]
             start += int(count)
             advance(1)
     return values
@@ -200,13 +308,14 @@ def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], count
 
 def _mapped(dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints) -> MappedRows:
     if feature.codec != "raw":
-        raise ConfigError(f"{feature.name} is coded as {feature.codec}; use storage 'ram'")
+        raise ConfigError(f"{feature.name} is coded as {feature.codec}; use storage 'ram' or 'stream'")
     (member,) = sample.feature_members(feature, dataset.schema)
-    size = int(np.prod(feature.shape, dtype=np.int64)) * np.dtype(feature.dtype).itemsize
+    size = row_bytes(feature)
     numbers: dict[str, int] = {}
     maps: list[mmap.mmap] = []
     shards, offsets = [], []
     for position, count in zip(positions, counts_E, strict=True):
+        _check_count(dataset[position], feature.name, count)
         shard_name, mapping, offset = dataset.mapped_member(position, member)
         if shard_name not in numbers:
             numbers[shard_name] = len(maps)

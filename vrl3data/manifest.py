@@ -206,10 +206,15 @@ def read(directory: Path) -> Manifest | None:
     if not path.is_file():
         return None
     with locate(path=path):
-        try:
-            return Manifest.from_json(shard.check_head(json.loads(path.read_bytes())))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
+        return parse(path.read_bytes())
+
+
+def parse(text: bytes) -> Manifest:
+    """The content of a dataset.json. DamagedError if it is none, FormatError for what this version cannot read."""
+    try:
+        return Manifest.from_json(shard.check_head(json.loads(text)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
 
 
 def fingerprint(digests: Iterable[str]) -> str:
@@ -248,4 +253,9 @@ def _short(value: Any) -> str:
 
 
 def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    # Names become paths and parts of URLs, sizes are promises: neither is taken from outside as it comes.
+    if not isinstance(entry["name"], str) or not shard.FILE_NAME.fullmatch(entry["name"]):
+        raise ValueError(f"shard {entry['name']!r}")
+    if not all(isinstance(entry[key], int) and entry[key] >= 0 for key in ("samples", "bytes")):
+        raise ValueError(f"shard {entry['name']!r} has {entry['samples']!r} samples, {entry['bytes']!r} bytes")
     return {key: entry[key] for key in ("name", "samples", "bytes", "sha256")} | {"linked": entry.get("linked")}

@@ -18,7 +18,7 @@ from vrl3data.loader import EpisodeTable
 from vrl3data.sampling import Ints, Layout, Starts, n_step, stack_rows
 from vrl3data.schema import Array
 
-Episodes = Literal["all", "offline"]
+Episodes = Literal["all", "offline", "online"]
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,41 @@ class Replay:
             self.add(values, terminated=bool(layout.terminated_E[episode] and layout.finals_E[episode]))
 
     def sample(self, batch: int, rng: np.random.Generator, spec: BatchSpec | None = None, *,
-               episodes: Episodes = "all", bootstrap: bool = True) -> dict[str, Any]:  # fmt: skip
+               episodes: Episodes = "all", bootstrap: bool = True,
+               share_offline: float | None = None) -> dict[str, Any]:  # fmt: skip
         """A batch of n-step transitions, drawn with replacement.
 
         obs, next_obs uint8 (B, C, H, W), C = frames x cameras x 3, oldest frame first; sensor, next_sensor float32
         (B, S) where there is a sensor; action float32 (B, A); return and discount float32 (B,); mask float32 (B,), 0
         where nothing follows that could be learned from. `episodes` offline: those of the dataset only. Without
         `bootstrap`: obs, sensor and action only, of every step that has an action.
+
+        `share_offline`: this share of the rows, exactly and first, is of the dataset, the rest of online episodes (0.5:
+        symmetric sampling, Ball et al. 2023). ConfigError if one of them has nothing to give; `offers` says whether.
         """
         spec = spec or self.spec
-        episode_B, t_B = self._starts_for(spec, episodes, bootstrap).draw(batch, rng)
+        if share_offline is None:
+            episode_B, t_B = self._starts_for(spec, episodes, bootstrap).draw(batch, rng)
+        else:
+            episode_B, t_B = self._shared(spec, bootstrap, batch, share_offline, rng)
         action_BA = self._steps(spec.action, self.layout.step_rows(episode_B, t_B))
         found = {"obs": self.images(spec, episode_B, t_B), "action": action_BA.astype(np.float32)}
         if spec.sensor:
             found["sensor"] = self._sensor(spec.sensor, episode_B, t_B)
         return found | self._bootstrap(spec, episode_B, t_B) if bootstrap else found
+
+    def _shared(
+        self, spec: BatchSpec, bootstrap: bool, batch: int, share: float, rng: np.random.Generator
+    ) -> tuple[Ints, Ints]:
+        if not 0 <= share <= 1:
+            raise ConfigError(f"share_offline: expected 0 to 1, found {share}")
+        offline = round(batch * share)
+        sizes: dict[Episodes, int] = {"offline": offline, "online": batch - offline}
+        parts = [
+            self._starts_for(spec, kind, bootstrap).draw(size, rng) for kind, size in sizes.items() if size
+        ]  # fmt: skip
+        episodes, steps = zip(*parts, strict=True)
+        return np.concatenate(episodes), np.concatenate(steps)
 
     def _bootstrap(self, spec: BatchSpec, episode_B: Ints, t_B: Ints) -> dict[str, Any]:
         step = n_step(
@@ -180,8 +200,14 @@ class Replay:
     @property
     def has_windows(self) -> bool:
         """Whether there is anything to draw a batch from."""
+        return self.offers("all")
+
+    def offers(self, episodes: Episodes) -> bool:
+        """Whether `offline` or `online` episodes have a window to draw."""
         spec = self.spec
-        return bool(Starts.of(self.layout, spec.n_step, whole=spec.whole_windows, by=spec.by).total)
+        counts_E = Starts.of(self.layout, spec.n_step, whole=spec.whole_windows).counts_E
+        offline, online = np.split(counts_E, [self.offline_episodes])
+        return bool({"all": counts_E, "offline": offline, "online": online}[episodes].sum())
 
     def check_windows(self) -> None:
         """ConfigError if no episode is long enough for an n-step window."""
@@ -194,11 +220,13 @@ class Replay:
             starts = Starts.of(layout, spec.n_step, whole=spec.whole_windows, by=spec.by)
             if not bootstrap:
                 starts = Starts(layout.lengths_E, spec.by)
-            if episodes == "offline":
-                counts_E = np.where(np.arange(layout.episodes) < self.offline_episodes, starts.counts_E, 0)
+            if episodes != "all":
+                offline_E = np.arange(layout.episodes) < self.offline_episodes
+                counts_E = np.where(offline_E == (episodes == "offline"), starts.counts_E, 0)
                 starts = Starts(counts_E, spec.by)
             if not starts.total:
-                raise ConfigError(f"no episode has {spec.n_step} steps for an n-step return")
+                kind = "" if episodes == "all" else f"{episodes} "
+                raise ConfigError(f"no {kind}episode has {spec.n_step} steps for an n-step return")
             self._starts[key] = starts
         return self._starts[key]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -145,9 +146,12 @@ class Starts:
 
     def place(self, number_B: Ints) -> tuple[Ints, Ints]:
         """(episode_B, t_B) of windows numbered 0 .. total - 1 through all episodes."""
-        ends_E = np.cumsum(self.counts_E)
-        episode_B = np.searchsorted(ends_E, number_B, side="right")
-        return episode_B, number_B - (ends_E - self.counts_E)[episode_B]
+        episode_B = np.searchsorted(self._ends_E, number_B, side="right")
+        return episode_B, number_B - (self._ends_E[episode_B] - self.counts_E[episode_B])
+
+    @cached_property
+    def _ends_E(self) -> Ints:
+        return np.cumsum(self.counts_E)
 
 
 def future_states(
@@ -156,6 +160,28 @@ def future_states(
     """Goals of the same episode: t + a geometric offset >= 1 of parameter 1 - gamma, at most its last state."""
     offset_B = rng.geometric(1 - gamma, len(t_B))
     return np.minimum(t_B + offset_B, layout.states_E[episode_B] - 1)
+
+
+def uniform_future_states(layout: Layout, episode_B: Ints, t_B: Ints, rng: np.random.Generator) -> Ints:
+    """Goals of the same episode: drawn alike from the states after t; the last state where none follows."""
+    last_B = layout.states_E[episode_B] - 1
+    return np.minimum(t_B + 1 + np.floor(rng.random(len(t_B)) * (last_B - t_B)).astype(np.int64), last_B)
+
+
+def ordered_states(layout: Layout, episode_B: Ints, count: int, rng: np.random.Generator) -> tuple[Ints, Bools]:
+    """(B, count) different states of each episode in the order of time, every set of them alike.
+
+    Episodes with fewer states repeat their last one, and have False in the mask (B,).
+    """
+    states_B = layout.states_E[episode_B]
+    chosen_BM = np.empty((len(episode_B), 0), np.int64)
+    for taken in range(count):
+        left_B = np.maximum(states_B - taken, 1)
+        t_B = np.floor(rng.random(len(episode_B)) * left_B).astype(np.int64)
+        for earlier in range(taken):  # the number among those that are left becomes the number among all
+            t_B += t_B >= chosen_BM[:, earlier]
+        chosen_BM = np.sort(np.concatenate([chosen_BM, t_B[:, None]], 1), 1)
+    return np.minimum(chosen_BM, states_B[:, None] - 1), states_B >= count
 
 
 def random_states(layout: Layout, batch: int, rng: np.random.Generator) -> tuple[Ints, Ints]:

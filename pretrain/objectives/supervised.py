@@ -5,9 +5,11 @@ Shapes: B images in a batch, C = 3 channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,8 +19,10 @@ from pretrain.loop import Draw
 from vrl3data.encoders.encoder import Encoder
 from vrl3data.errors import ConfigError
 from vrl3data.images import ImageTable
+from vrl3data.stream import ImageStream
 
 EVALUATION_BATCH = 200
+Images = ImageTable | ImageStream
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ VRL3_CONFIG = SupervisedConfig(sizes=(84,), shares=(1.0,), label_smoothing=0.0, 
 class Supervised(nn.Module):
     """An encoder with a linear classifier on top, its training batches and its evaluation.
 
-    Images stand in memory at a size from which crops are drawn; validation images at `image_size * 100 / 84`,
-    of which the centre is taken (VRL3 resizes to 100 and crops 84).
+    Images stand in memory, or come as a stream, at a size from which crops are drawn; validation images at
+    `image_size * 100 / 84`, of which the centre is taken (VRL3 resizes to 100 and crops 84).
     """
 
-    def __init__(self, encoder: Encoder, train: ImageTable, val: ImageTable | None, config: SupervisedConfig) -> None:
+    def __init__(self, encoder: Encoder, train: Images, val: Images | None, config: SupervisedConfig) -> None:
         super().__init__()
         if val is not None and val.classes != train.classes:
             raise ConfigError(
@@ -65,7 +69,9 @@ class Supervised(nn.Module):
     def sample(self, draw: Draw) -> dict[str, torch.Tensor]:
         """Augmented images and labels."""
         rows_B = draw.rows_B(self.examples)
-        size, images_BCHW = self.size_at(draw.progress), self.train_data.images_NCHW[rows_B]
+        if draw.step + 1 < draw.steps:
+            self.train_data.prefetch(lambda: replace(draw, step=draw.step + 1).rows_B(self.examples))
+        size, images_BCHW = self.size_at(draw.progress), self.train_data.images_BCHW(rows_B)
         crops_BCHW = random_resized_crop(images_BCHW, size, self.config.crop, draw.generator())
         return {"images": crops_BCHW, "labels": self.train_data.labels_N[rows_B]}
 
@@ -96,10 +102,10 @@ class Supervised(nn.Module):
         """Top-1 on the validation images; nothing without them."""
         if self.val_data is None:
             return {}
-        images_NCHW, labels_N, right = self.val_data.images_NCHW, self.val_data.labels_N, 0
+        labels_N, right = self.val_data.labels_N, 0
         for start in range(0, len(labels_N), EVALUATION_BATCH):
-            stop = start + EVALUATION_BATCH
-            images_BCHW = center_crop(images_NCHW[start:stop], self.config.image_size)
+            stop = min(start + EVALUATION_BATCH, len(labels_N))
+            images_BCHW = center_crop(self.val_data.slice_BCHW(start, stop), self.config.image_size)
             answers_B = self.head(self.encoder(images_BCHW)).argmax(dim=1)
             right += int((answers_B == labels_N[start:stop]).sum())
         return {"val_top1": right / len(labels_N)}
@@ -112,10 +118,30 @@ class Supervised(nn.Module):
 class _Data:
     """The pictures, shared by all copies of the objective: a moving average copies weights, never data."""
 
-    def __init__(self, table: ImageTable) -> None:
+    def __init__(self, images: Images) -> None:
+        self.labels_N = torch.from_numpy(images.labels_N)
+        self.stream = images if isinstance(images, ImageStream) else None
         # Channels last in memory, channels first in meaning: no copy, and the layout convolutions like on CPUs.
-        self.images_NCHW = torch.from_numpy(table.images_NHWC).permute(0, 3, 1, 2)
-        self.labels_N = torch.from_numpy(table.labels_N)
+        self.images_NCHW = (
+            torch.from_numpy(images.images_NHWC).permute(0, 3, 1, 2) if isinstance(images, ImageTable) else None
+        )
+
+    def images_BCHW(self, rows_B: torch.Tensor) -> torch.Tensor:
+        if self.images_NCHW is not None:
+            return self.images_NCHW[rows_B]
+        assert self.stream is not None
+        return torch.from_numpy(self.stream.take(rows_B.numpy())).permute(0, 3, 1, 2)
+
+    def slice_BCHW(self, start: int, stop: int) -> torch.Tensor:
+        if self.images_NCHW is not None:
+            return self.images_NCHW[start:stop]
+        assert self.stream is not None
+        return torch.from_numpy(self.stream.take(np.arange(start, stop))).permute(0, 3, 1, 2)
+
+    def prefetch(self, rows_B: Callable[[], torch.Tensor]) -> None:
+        """Rows that the next step asks for; nothing to do in memory."""
+        if self.stream is not None:
+            self.stream.prefetch(rows_B().numpy())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Data:
         return self

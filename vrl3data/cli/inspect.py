@@ -23,9 +23,17 @@ def info(path: str, as_json: bool) -> None:
 
     with open_dataset(path) as dataset:
         if as_json:
-            print_json({"path": path, "complete": dataset.manifest.complete, **dataset.manifest.to_json()})
+            print_json(
+                {
+                    "path": str(dataset.path) if dataset.remote else path,
+                    "complete": dataset.manifest.complete,
+                    **dataset.manifest.to_json(),
+                }
+            )
         else:
             click.echo(_info_text(dataset))
+        if dataset.remote:
+            click.echo(str(dataset.fetched), err=True)
 
 
 def _info_text(dataset: Any) -> str:

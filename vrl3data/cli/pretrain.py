@@ -37,16 +37,27 @@ def pretrain_encoder() -> None:
 @click.option("--lr", type=float, default=0.1, show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stream/--in-memory", "stream", default=None, show_default="whichever fits",
+              help="Decode images as they are needed, or all of them first.")  # fmt: skip
 @json_option
 @quiet_option
 def supervised(
-    data: str, val: str | None, split: str | None, out: Path, as_json: bool, quiet: bool, **config: Any
+    data: str,
+    val: str | None,
+    split: str | None,
+    out: Path,
+    stream: bool | None,
+    as_json: bool,
+    quiet: bool,
+    **config: Any,
 ) -> None:
     """Classify images, as VRL3's stage 1 does. Running it again goes on where it stopped."""
     from pretrain.train import PretrainConfig, pretrain_supervised
 
     reporter = console(quiet=quiet)
-    encoder, scores = pretrain_supervised(data, out, PretrainConfig(**config), val=val, split=split, reporter=reporter)
+    encoder, scores = pretrain_supervised(
+        data, out, PretrainConfig(**config), val=val, split=split, stream=stream, reporter=reporter
+    )
     _say(out, encoder, scores, as_json)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from vrl3data import index, manifest, shard, stats, storage, takeover
 from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, DestinationError, locate
+from vrl3data.folder import locate_dataset
 from vrl3data.linked import expand, ranges
 from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
 from vrl3data.schema import Array
@@ -30,7 +31,7 @@ def link(
 
     Running it again on a finished target changes nothing. DestinationError for a target that holds something else.
     """
-    directory = Path(dest)
+    directory, home = Path(dest), locate_dataset(str(dataset.path))
     with storage.writing(directory):
         takeover.check_target(directory)
         found = manifest.read(directory)
@@ -41,14 +42,14 @@ def link(
             with locate(path=directory):
                 raise DestinationError("the directory holds an unfinished dataset; choose another, or delete it")
         (directory / "data").mkdir(parents=True, exist_ok=True)
-        return _Linker(dataset, directory).run(described, positions)
+        return _Linker(dataset, home, directory).run(described, positions)
 
 
 class _Linker:
     """The state of linking one dataset."""
 
-    def __init__(self, dataset: Dataset, directory: Path) -> None:
-        self.dataset, self.directory = dataset, directory
+    def __init__(self, dataset: Dataset, home: Path, directory: Path) -> None:
+        self.dataset, self.home, self.directory = dataset, home, directory
         self.listed = dataset.manifest.listed()
         self.table = dataset.index.table().replace_schema_metadata(None)
         self.keys_N = _file_keys(dataset)
@@ -80,7 +81,7 @@ class _Linker:
         for old, group in groupby(chosen, key=lambda position: self.dataset.place(position)[1]):
             keys = [int(self.keys_N[position]) for position in group]
             new = f"{name}-{len(infos):06d}.tar"
-            _same_file(self.dataset.path / "data" / old, self.directory / "data" / new)
+            _same_file(self.home / "data" / old, self.directory / "data" / new)
             infos.append(self._info(new, self.listed[old], keys))
             names += [new] * len(keys)
         rows = self.table.take(list(chosen))

@@ -104,6 +104,7 @@ def _write(writer: Writer, pieces: Iterable[Piece], total: int, reporter: Report
 
 def carry(stored: StoredSample, split: str, _spool: Path | None = None) -> EncodedSample:
     """A sample as it is, bytes of its members untouched, for a dataset of the same schema: nothing is decoded."""
+    stored.prefetch()
     meta = {key: value for key, value in stored.meta.items() if key != "meta_xxh3_128"}
     meta["split"] = split
     members = [(name, stored.dataset.member(stored.position, name)) for name in meta["members"].split(",")]
