@@ -169,6 +169,24 @@ def test_reading_rows_decodes_only_their_units(codec: str, monkeypatch: pytest.M
     )
 
 
+def test_raw_blocks_of_a_source_that_uses_its_memory_again() -> None:
+    feature = Feature("x", "float32", (2,), "step")
+
+    def source() -> Iterator[Array]:
+        block = np.zeros((3, 2), np.float32)
+        for number in range(2):
+            block[:] = number
+            yield block
+
+    body, offsets = bodies_of(feature, source(), 6)
+    assert sample.decode_rows(feature, body, offsets, 0, 6, 6)[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    for array in (np.arange(12.0, dtype=">f4").reshape(6, 2), np.arange(12, dtype=np.float32).reshape(2, 6).T):
+        body, offsets = bodies_of(feature, array, 6)
+        assert np.array_equal(sample.decode_rows(feature, body, offsets, 0, 6, 6), array)
+        assert np.array_equal(np.frombuffer(sample.bytes_of(array), "<f4"), array.reshape(-1))
+    assert len(sample.bytes_of(np.zeros((0, 3)))) == 0
+
+
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import xxhash
 from vrl3data import codecs, shard
 from vrl3data.errors import SchemaError, locate
 from vrl3data.preview import contact_sheet, preview_rows
-from vrl3data.sample import Body, Content, EncodedSample, Identity, describe, sample_digest
+from vrl3data.sample import Body, Content, EncodedSample, Identity, bytes_of, describe, sample_digest
 from vrl3data.schema import PREVIEW, Array, Coded, Episode, Feature, Schema, check, check_rows
 from vrl3data.units import cut
 
@@ -33,10 +33,10 @@ class _Body:
 
     def __init__(self, spool: Path) -> None:
         self.spool, self.size, self.hash = spool, 0, xxhash.xxh3_128()
-        self.chunks: list[bytes] = []
+        self.chunks: list[bytes | memoryview] = []
         self.file: Any = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.hash.update(data)
         self.size += len(data)
         if self.file is None and self.size > SPOOL_BYTES:
@@ -89,7 +89,7 @@ class _Encoder:
             elif self.schema.kind == "images" and feature.name == "image":
                 self._picture(feature, value)
             elif feature.codec_name == "raw":
-                self._raw(feature, self._blocks(feature, value, count), count)
+                self._raw(feature, self._blocks(feature, value, count), count, isinstance(value, np.ndarray))
             else:
                 self._coded(feature, self._blocks(feature, value, count))
 
@@ -116,12 +116,13 @@ class _Encoder:
                 if start <= row < start + len(rows):
                     self.previews.setdefault(feature.name, []).append(rows[row - start].copy())
 
-    def _raw(self, feature: Feature, blocks: Iterator[Array], count: int) -> None:
+    def _raw(self, feature: Feature, blocks: Iterator[Array], count: int, stays: bool) -> None:
+        """`stays`: the blocks keep their values until the sample is done. A source may use their memory again."""
         body, content = self.member(f"{feature.name}.npy"), Content(feature)
         body.write(shard.npy_header(feature.dtype, (count, *feature.shape)))
         for block in blocks:
             content.add(block)
-            body.write(block.tobytes())
+            body.write(bytes_of(block) if stays else block.tobytes())
         self.content.append(content.to_json())
 
     def _coded(self, feature: Feature, blocks: Iterator[Array]) -> None:
@@ -155,7 +156,7 @@ class _Encoder:
         )  # fmt: skip
         member = self.member(codec.image_suffix if picture else f"{feature.name}.{codec.suffix}")
         for start in range(0, len(body), COPY_BYTES):
-            member.write(bytes(body[start : start + COPY_BYTES]))
+            member.write(body[start : start + COPY_BYTES])
         if offsets is not None:
             self.member(f"{feature.name}.offsets.npy").write(offsets)
         self.content.append(found)

@@ -134,6 +134,12 @@ def decode_rows(
     return units.decode(body[begin:end], start, stop)
 
 
+def bytes_of(rows: Array) -> memoryview:
+    """The bytes of an array, little-endian, in C order; without a copy where it lies so in memory."""
+    little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
+
+
 class Content:
     """A feature's part of the digest, filled block by block (FORMAT.md 9)."""
 
@@ -143,7 +149,7 @@ class Content:
     def add(self, rows: Array) -> None:
         """Decoded rows, in order."""
         if self.feature.lossless:
-            self.hash.update(rows.tobytes())
+            self.hash.update(bytes_of(rows))
         self.rows += len(rows)
         self.row = rows.shape[1:]
 

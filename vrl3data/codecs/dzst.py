@@ -12,7 +12,7 @@ from vrl3data.errors import ConfigError, DamagedError
 from vrl3data.schema import Array, Feature
 
 LEVEL = 3
-"""Level 9 takes four times the time of 3 for 5 % of the bytes."""
+"""On frames of a manipulation task level 9 takes four times the time of 3 and saves 4 % of the bytes."""
 UNIT_ROWS = 32
 
 
@@ -59,7 +59,7 @@ class DzstCodec:
         differences = np.frombuffer(content, dtype).reshape(count, *feature.shape)
         rows = np.empty_like(differences)
         rows[0] = differences[0]
-        for row in range(1, count):  # three times as fast as np.add.accumulate along the first axis
+        for row in range(1, count):  # many times as fast as np.add.accumulate along the first axis
             np.add(rows[row - 1], differences[row], out=rows[row])
         return rows
 
