@@ -677,11 +677,19 @@ def test_memory_is_bounded(web: Served) -> None:
         vrl3data.open(f"{web.url}/cameras", cache_bytes=-1)
 
 
+def test_a_member_larger_than_the_cache_is_held_while_it_is_read(web: Served) -> None:
+    with vrl3data.open(f"{web.url}/cameras", cache_bytes=1000) as found:
+        for row in range(10):
+            assert found[2].rows("obs.image.left", row, row + 1).shape == (1, 100, 100, 3)
+        assert found.fetched.requests <= 2 + 3
+
+
 def test_bytes_that_were_fetched_again_are_checked_again(web: Served) -> None:
     """Otherwise a first touch that was right would vouch for whatever comes later."""
-    with vrl3data.open(f"{web.url}/cameras", cache_bytes=BIG) as found:
+    with vrl3data.open(f"{web.url}/cameras", cache_bytes=BIG + 20_000) as found:
         found[0]["obs.image.left"]
         found[1]["obs.image.left"]
+        assert found.fetched.requests == 6
         web.flip = 10_000
         with pytest.raises(DamagedError, match="the bytes do not have the hash of the commit record"):
             found.member(0, "obs.image.left.npy")
