@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +41,7 @@ class Served:
     """`user:password`, if one is needed."""
     query: str = ""
     """What the query has to be."""
+    mutex: Any = field(default_factory=threading.Lock)
 
     def count(self, name: str) -> int:
         """Requests for files whose path ends so."""
@@ -95,11 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         if served.truncate and body:
             served.truncate -= 1
             body, self.close_connection = body[: len(body) // 2], True
-        try:
+        with served.mutex:  # before it is sent: the client may look as soon as it has it
+            served.sent += len(body)
+        with suppress(ConnectionError):  # the client may leave
             self.wfile.write(body)
-        except ConnectionError:  # the client has left, as it may
-            return
-        served.sent += len(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Silence."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
@@ -13,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -534,11 +537,11 @@ def test_a_changed_object_is_damage(s3: str, bucket: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "url", "extra"), [("s3fs", "s3://sets/x", "s3"), ("aiohttp", "http://h/x", "http")]
+    ("package", "url", "extra"), [("s3fs", "s3://sets/x", "vrl3data[s3]"), ("aiohttp", "http://h/x", "fsspec[http]")]
 )
 def test_what_is_not_installed_is_named(package: str, url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra, match=re.escape(f"needs {package}: pip install 'vrl3data[{extra}]'")):
+    with pytest.raises(MissingExtra, match=re.escape(f"needs {package}: pip install '{extra}'")):
         vrl3data.open(url)
 
 
@@ -631,12 +634,23 @@ def test_a_copy_asks_for_nothing_twice(web: Served) -> None:
     other = pickle.loads(pickle.dumps(found))
     assert len(web.asked) == asked
     assert np.array_equal(other[1]["action"], found[1]["action"])
-    import copy
-
     asked, twin = len(web.asked), copy.copy(found)
     assert np.array_equal(twin[1]["action"], found[1]["action"])
     assert len(web.asked) == asked
     assert copy.copy(vrl3data.open("sample:fetch-reach")).path == vrl3data.open("sample:fetch-reach").path
+
+
+def test_threads_share_what_was_fetched(web: Served, home: Path) -> None:
+    found, local = vrl3data.open(f"{web.url}/cameras", cache_bytes=2 * BIG), vrl3data.open(home / "cameras")
+    expected = [int(item["obs.image.left"].sum(dtype=np.int64)) for item in local]
+
+    def read(seed: int) -> bool:
+        own, order = copy.copy(found), np.random.default_rng(seed).permutation(8)
+        return all(int(own[at]["obs.image.left"].sum(dtype=np.int64)) == expected[at] for at in order)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read, range(12)))
+    assert found.fetched.bytes == web.sent
 
 
 def test_what_cannot_be_mapped_is_said(web: Served) -> None:
@@ -663,11 +677,19 @@ def test_memory_is_bounded(web: Served) -> None:
         vrl3data.open(f"{web.url}/cameras", cache_bytes=-1)
 
 
+def test_a_member_larger_than_the_cache_is_held_while_it_is_read(web: Served) -> None:
+    with vrl3data.open(f"{web.url}/cameras", cache_bytes=1000) as found:
+        for row in range(10):
+            assert found[2].rows("obs.image.left", row, row + 1).shape == (1, 100, 100, 3)
+        assert found.fetched.requests <= 2 + 3
+
+
 def test_bytes_that_were_fetched_again_are_checked_again(web: Served) -> None:
     """Otherwise a first touch that was right would vouch for whatever comes later."""
-    with vrl3data.open(f"{web.url}/cameras", cache_bytes=BIG) as found:
+    with vrl3data.open(f"{web.url}/cameras", cache_bytes=BIG + 20_000) as found:
         found[0]["obs.image.left"]
         found[1]["obs.image.left"]
+        assert found.fetched.requests == 6
         web.flip = 10_000
         with pytest.raises(DamagedError, match="the bytes do not have the hash of the commit record"):
             found.member(0, "obs.image.left.npy")
@@ -723,8 +745,6 @@ def test_the_folder_is_bounded_and_only_our_files_go(tmp_path: Path) -> None:
     for file in (foreign, old / "notes.txt", old / "train-000000.tar.0-10", old / ".tmp-x", old / ".tmp-new"):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(bytes(500))
-    import os
-
     os.utime(old / ".tmp-x", (1, 1))
     os.utime(old / "train-000000.tar.0-10", (1, 1))
     disk = DiskCache(tmp_path, "1" * 32, 2000)

@@ -108,9 +108,11 @@ class SegmentCache:
             self.disk.remove(segment)
 
     def clear(self) -> None:
-        """Forget what is in memory."""
+        """Forget what is in memory; what is on the disk is looked for again."""
         self._segments.clear()
         self._extents, self.bytes = _Extents(), 0
+        if self.disk:
+            self.disk.relist()
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
@@ -140,9 +142,13 @@ class DiskCache:
         assert _FOLDER.fullmatch(self.home.name), key
         with writing(self.home, "choose another folder for the cache"):
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._extents, self._listed, self._looked = _Extents(), -1, 0.0
+        self.relist()
         self._unswept = limit  # the first write counts what earlier runs left
         self._broken = False
+
+    def relist(self) -> None:
+        """Look at the folder again before it is next read from."""
+        self._extents, self._listed, self._looked = _Extents(), -1, 0.0
 
     def read(self, shard: str, start: int, stop: int) -> Segment | None:
         """A segment that holds [start, stop), None if there is none or its bytes are not what was written."""

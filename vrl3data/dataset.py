@@ -29,8 +29,8 @@ from vrl3data.schema import Array, Schema
 from vrl3data.stored import StoredSample as StoredSample
 
 Verify = Literal["first-touch", "always", "off"]
-KNOWN_HASHES = 1024
-"""Samples whose commit records are kept in mind."""
+KNOWN_COMMITS = 256
+"""Commit records that are kept in mind."""
 AHEAD_BYTES = 16 * 1024**2
 """What `ahead` fetches at a time."""
 
@@ -54,7 +54,7 @@ class Dataset:
         self.index = table if isinstance(table, IndexFile) else IndexFile(table)
         self._place = place
         self._extents: dict[str, tuple[Array, Array]] = {}
-        self._hashes: OrderedDict[int, Mapping[str, str]] = OrderedDict()
+        self._commits: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._keys = self.index["key"].to_numpy()
         shards = self.index["shard"].unify_dictionaries().combine_chunks()
         shards = shards if isinstance(shards, pa.DictionaryArray) else shards.dictionary_encode()
@@ -117,6 +117,8 @@ class Dataset:
         """The verified bytes of a member, without a copy."""
         place = self._member_place(position, name)
         with locate(self.path, place.shard, f"{self._keys[position]:09d}", feature=name):
+            if self.remote and self.verify != "off" and name != shard.COMMIT_MEMBER:
+                self.commit(position)  # first, lest it push what it vouches for out of the cache
             view = self.members.view(place)
             if self.verify == "off" or (self.verify == "first-touch" and self.members.checked(place, view)):
                 return view
@@ -129,6 +131,14 @@ class Dataset:
                 self._verify(place, view)
             self.members.mark(place, view)
             return view
+
+    def commit(self, position: int) -> dict[str, Any]:
+        """The verified commit record of a sample (FORMAT.md 6)."""
+        if position not in self._commits or self.verify == "always":
+            self._commits[position] = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
+            if len(self._commits) > KNOWN_COMMITS:
+                self._commits.popitem(last=False)
+        return self._commits[position]
 
     def mapped_member(self, position: int, name: str) -> tuple[str, mmap.mmap, int]:
         """(shard, its mapping, offset) of a member, verified: for readers that address rows themselves."""
@@ -199,17 +209,10 @@ class Dataset:
     def _verify(self, place: Place, view: memoryview) -> None:
         if place.member == shard.COMMIT_MEMBER:
             shard.parse_commit(bytes(view))
-        elif xxhash.xxh3_128_hexdigest(view) != self._commit_hashes(place.position).get(place.member):
+            return
+        hashes = shard.Entry(int(self._keys[place.position]), {}, self.commit(place.position)).hashes()
+        if xxhash.xxh3_128_hexdigest(view) != hashes.get(place.member):
             raise DamagedError("the bytes do not have the hash of the commit record")
-
-    def _commit_hashes(self, position: int) -> Mapping[str, str]:
-        """The hashes of the members of a sample, by its verified commit record."""
-        if position not in self._hashes or self.verify == "always":
-            meta = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
-            self._hashes[position] = shard.Entry(int(self._keys[position]), {}, meta).hashes()
-            if len(self._hashes) > KNOWN_HASHES:
-                self._hashes.popitem(last=False)
-        return self._hashes[position]
 
 
 def open_dataset(

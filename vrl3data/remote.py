@@ -80,7 +80,7 @@ class RemoteFiles:
         self.requests, self.bytes = 0, 0
         self._tags: dict[str, tuple[int, str]] = {}
         self._transport: Transport | None = None
-        self._process = 0
+        self._mutex, self._process = threading.Lock(), 0
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, which is cut off only where its file ends."""
@@ -120,9 +120,11 @@ class RemoteFiles:
                 _inherited.append(self._transport)
             with locate(path=self.shown):
                 self._transport, self._process = transport.connect(self.target, self.storage), os.getpid()
+                self._mutex = threading.Lock()
         answers = self._transport.read(ranges)
-        self.requests += len(ranges)
-        self.bytes += sum(len(answer.data) for answer in answers if isinstance(answer, Answer))
+        with self._mutex:
+            self.requests += len(ranges)
+            self.bytes += sum(len(answer.data) for answer in answers if isinstance(answer, Answer))
         return answers
 
     def _checked(self, wanted: Range, answer: Answer) -> bytes:
@@ -275,8 +277,9 @@ class FetchedMembers:
 
     def _lock(self) -> threading.RLock:
         if self._process != os.getpid():
-            # A thread of the parent may have held it while the child was made.
+            # A thread of the parent may have held it, and been changing the cache, while the child was made.
             self._mutex, self._process = threading.RLock(), os.getpid()
+            self.cache.clear()
         return self._mutex
 
     def _held(self, place: Place) -> Segment | None:

@@ -42,7 +42,7 @@ class StoredSample:
         """The commit record (FORMAT.md 6)."""
         if self._meta is None:
             with self._located():
-                self._meta = shard.parse_commit(bytes(self.dataset.member(self.position, shard.COMMIT_MEMBER)))
+                self._meta = dict(self.dataset.commit(self.position))
         return self._meta
 
     @property

@@ -69,7 +69,7 @@ def connect(address: Address, options: Mapping[str, Any]) -> Transport:
     if address.scheme in ("http", "https"):
         return _Http(address, options)
     assert address.scheme == "memory", address
-    return _Plain(address, _filesystem("memory", "fsspec", "", options))
+    return _Plain(address, _filesystem("memory", options))
 
 
 def resolve(address: Address) -> tuple[Address, dict[str, Any]]:
@@ -117,7 +117,7 @@ class _Async:
         self.fs, self.failed = filesystem, failed
 
     def read(self, ranges: Sequence[Range]) -> list[Answer | Failure]:
-        return _module("fsspec.asyn", "http").sync(self.fs.loop, self._all, ranges)
+        return _module("fsspec.asyn").sync(self.fs.loop, self._all, ranges)
 
     async def _all(self, ranges: Sequence[Range]) -> list[Answer | Failure]:
         free = asyncio.Semaphore(CONCURRENT)
@@ -148,7 +148,7 @@ class _Http(_Async):
     """Ranges over HTTP. A server that would send the whole file is left before it does."""
 
     def __init__(self, address: Address, options: Mapping[str, Any]) -> None:
-        aiohttp = _module("aiohttp", "http")
+        aiohttp = _module("aiohttp")
         self.address, self.errors = address, aiohttp.ClientError
         seconds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         client = {
@@ -156,7 +156,7 @@ class _Http(_Async):
             **options.get("client_kwargs", {}),
         }  # fmt: skip
         self.headers = {**options.get("headers", {}), "Accept-Encoding": "identity"}
-        super().__init__(_filesystem("http", "aiohttp", "http", {**options, "client_kwargs": client}), _http_failure)
+        super().__init__(_filesystem("http", {**options, "client_kwargs": client}), _http_failure)
         try:
             self.fs.encode_url(address.of(""))
         except ValueError:
@@ -191,7 +191,7 @@ class _S3(_Async):
     """Ranges of objects. s3fs would try again on its own; we do, and say so."""
 
     def __init__(self, address: Address, options: Mapping[str, Any]) -> None:
-        _module("s3fs", "s3")
+        _module("s3fs")
         boto: Any = importlib.import_module("botocore.exceptions")
         self.address, self.errors = address, (boto.BotoCoreError, boto.ClientError)
         config = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
@@ -201,7 +201,7 @@ class _S3(_Async):
         if LOOPBACK.fullmatch(urlsplit(endpoint).hostname or ""):
             config |= {"proxies": {}}  # type: ignore[dict-item]
         config |= options.get("config_kwargs", {})
-        super().__init__(_filesystem("s3", "s3fs", "s3", {**options, "config_kwargs": config}), _s3_failure)
+        super().__init__(_filesystem("s3", {**options, "config_kwargs": config}), _s3_failure)
         self.fs.retries = 1
 
     def foreign(self) -> tuple[type[Exception], ...]:
@@ -287,19 +287,17 @@ def _seconds(text: str) -> float:
     return min(60.0, float(text)) if text.isdigit() else 0.0
 
 
-def _module(name: str, extra: str) -> Any:
+def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingExtra(f"reading from there needs {name}: pip install 'vrl3data[{extra}]'") from error
+        extra = "vrl3data[s3]" if name == "s3fs" else "fsspec[http]"
+        raise MissingExtra(f"reading from there needs {name}: pip install '{extra}'") from error
 
 
-def _filesystem(protocol: str, needs: str, extra: str, options: Mapping[str, Any]) -> Any:
+def _filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     """A file system of our own: fsspec's shared ones may have been opened before a fork."""
-    fsspec: Any = _module("fsspec", extra)
     try:
-        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
-    except ImportError as error:
-        raise MissingExtra(f"reading from there needs {needs}: pip install 'vrl3data[{extra}]'") from error
+        return _module("fsspec").filesystem(protocol, skip_instance_cache=True, **options)
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"these options do not fit {protocol}: {type(error).__name__}") from None
