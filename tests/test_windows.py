@@ -530,7 +530,7 @@ def test_streamed_rows_that_are_damaged_are_found(tmp_path):
 @pytest.mark.parametrize("storage", ["ram", "mmap", "stream"])
 def test_fewer_rows_than_promised_are_damage(dataset, monkeypatch, storage):
     real = StoredSample.rows
-    monkeypatch.setattr(StoredSample, "row_count", lambda self, feature: self.length - 1)
+    monkeypatch.setattr(StoredSample, "row_count", lambda self, _: self.length - 1)
     monkeypatch.setattr(StoredSample, "rows", lambda self, feature, *span: real(self, feature, *span)[:1])
     with pytest.raises(DamagedError, match=r"expected \d+ rows|promises \d+ rows"):
         collect(dataset.windows(4, storage=storage))
