@@ -82,7 +82,7 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind, prefetch:
             inherited = tuple(ends) if kind == "fork" else ()
             arguments = (plan, range(first + worker, _end(plan), workers), Mouth(theirs, prefetch), inherited)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            # Ctrl-C reaches all of us and the parent decides: a child inherits that it is blocked, from its first moment.
+            # Ctrl-C reaches all of us and the parent decides: a child inherits from the start that it is blocked.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
