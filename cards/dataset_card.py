@@ -13,6 +13,7 @@ from markupsafe import Markup
 from cards.text import Row, license_fields, plain, render, word
 from vrl3data import storage
 from vrl3data.dataset import Dataset
+from vrl3data.folder import locate_dataset
 from vrl3data.manifest import Manifest, SplitInfo
 from vrl3data.sample import feature_members
 from vrl3data.schema import Feature, Schema
@@ -49,7 +50,7 @@ def dataset_card(dataset: Dataset) -> str:
 
 def write_card(dataset: Dataset) -> Path:
     """Put the card into the dataset's directory, whole or not at all."""
-    path = dataset.path / CARD
+    path = locate_dataset(str(dataset.path), to_write=True) / CARD
     with storage.writing(path):
         storage.replace_file(path, dataset_card(dataset).encode("utf-8"))
     return path

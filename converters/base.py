@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +37,8 @@ class Plan:
     """Units handed to a worker at once: many where a unit is small."""
     notes: tuple[str, ...] = ()
     """What was assumed or left out, for the receipt."""
+    find: Callable[[str], Path] | None = None
+    """Name of a source as samples state it -> its file; None if samples are not made of files."""
 
 
 class Converter(Protocol):

@@ -90,7 +90,7 @@ class ImagenetConverter:
         notes: tuple[str, ...] = (f"{ignored} files that are not pictures were left out",) if ignored else ()
         if len(classes) == 1:
             notes += (f"there is one class only, {classes[0]!r}: SOURCE is the folder that holds the class folders",)
-        return Plan(self._spec(files, classes), units, len(files), BATCH, notes)
+        return Plan(self._spec(files, classes), units, len(files), BATCH, notes, find=lambda name: self.root / name)
 
     def read(self, unit: Unit) -> Episode:
         file, label = unit.payload

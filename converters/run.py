@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from converters.base import Converter, Plan, Unit
+from converters.verify import verify_sources
 from converters.worker import Failed, Setup, start_worker, work
-from vrl3data import manifest
+from vrl3data import index, manifest
 from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError
 from vrl3data.manifest import DatasetSpec, Manifest
 from vrl3data.report import Reporter, Silent
-from vrl3data.sample import EncodedSample
+from vrl3data.sample import EncodedSample, Identity
 from vrl3data.takeover import check_target
 from vrl3data.writer import Writer
 
@@ -44,6 +45,10 @@ class RunOptions:
     jobs: int = 1
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
+    append: bool = False
+    """Add to the finished dataset that is there."""
+    verify_source: bool = False
+    """Before anything is reused, hash the source files it was made from."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ def run(
     options, reporter = options or RunOptions(), reporter or Silent()
     if options.jobs < 1:
         raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
+    if options.append and options.overwrite:
+        raise ConfigError("append and overwrite exclude each other")
     plan, dest = converter.plan(), dest.resolve()
     if not options.overwrite or not dest.exists():
         return _run(converter, plan, dest, options, reporter)
@@ -89,14 +96,16 @@ def run(
 
 def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, reporter: Reporter) -> Receipt:
     started = time.monotonic()
-    with contextlib.closing(converter), Writer(dest, plan.spec, reporter) as writer:
+    verified = _verified(plan, dest, reporter) if options.verify_source else ()
+    plan = replace(plan, notes=(*plan.notes, *verified))
+    with contextlib.closing(converter), Writer(dest, plan.spec, reporter, append=options.append) as writer:
         if writer.complete:
             found = _finished(dest)
             notes = (*plan.notes, *_unused(plan.spec, found))
             return Receipt(dest, found, 0, time.monotonic() - started, notes, already_complete=True)
         before = len(writer.present)
         _convert(converter, plan, writer, options, reporter)
-        if not writer.present:
+        if len(writer.present) == writer.appended_to:
             reasons = "; ".join(entry["reason"] for entry in writer.skipped[:3])
             raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
         found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
@@ -129,7 +138,7 @@ class _Waiting:
         self.failed_before: set[str] = set()
 
     def __iter__(self) -> Iterator[Unit]:
-        left = len(self.writer.present)
+        left = len(self.writer.present) - self.writer.appended_to
         for unit in self.units:
             if self.writer.has(unit.name):
                 left -= 1
@@ -181,6 +190,16 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
             child.terminate()
         for child in children:
             child.join()
+
+
+def _verified(plan: Plan, dest: Path, reporter: Reporter) -> tuple[str, ...]:
+    if plan.find is None:
+        raise ConfigError("verify_source: the samples of this kind are not made of files")
+    if not index.shard_files(dest):
+        return ()
+    made = plan.spec.provenance
+    files = verify_sources(dest, plan.find, Identity(made.source_identity, made.converter, made.options), reporter)
+    return (f"{files} source files have the content they had",)
 
 
 def _unused(spec: DatasetSpec, found: Manifest) -> list[str]:

@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from converters.base import Converter, Unit
+from vrl3data.encode import encode
 from vrl3data.errors import SchemaError, SourceError, Vrl3dataError, locate
-from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.sample import EncodedSample, Identity
 from vrl3data.schema import Schema
 
 

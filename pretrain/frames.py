@@ -170,8 +170,8 @@ def _frames(
         if name not in dataset.schema:
             with locate(path=dataset.path):
                 raise ConfigError(f"no feature {name!r}{did_you_mean(name, dataset.schema.names)}")
-    raw = all(dataset.schema[name].codec == "raw" for name in wanted)
+    mapped = not dataset.remote and all(dataset.schema[name].codec == "raw" for name in wanted)
     # Raw frames stay in the mapped shards: no second copy of them in memory.
-    said = None if raw else reporter
-    table = load_episodes(dataset, wanted, positions=positions, storage="mmap" if raw else "ram", reporter=said)
+    said = None if mapped else reporter
+    table = load_episodes(dataset, wanted, positions=positions, storage="mmap" if mapped else "ram", reporter=said)
     return Frames(camera, table, tuple(dataset[position].name for position in positions))

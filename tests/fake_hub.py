@@ -184,7 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
         sha256 = hashlib.sha256(files[path]).hexdigest()
         commit = repo.head if repo and revision == "main" else revision
-        return self._send(files[path], 200, {"ETag": f'"{sha256}"', "X-Repo-Commit": commit})
+        headers, data = {"ETag": f'"{sha256}"', "X-Repo-Commit": commit}, files[path]
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None:
+            return self._send(data, 200, headers)
+        part = data[int(asked[1]) : int(asked[2]) + 1]
+        headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(data)}"
+        return self._send(part, 206, headers)
 
     def _send(self, answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

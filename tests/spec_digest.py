@@ -14,7 +14,7 @@ def entry(feature: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         data = array.astype(array.dtype.newbyteorder("<")).tobytes("C")
         about = {"dtype": array.dtype.name, "shape": list(array.shape)}
     else:
-        suffix = {"jpeg": "mjpg"}.get(codec.split(":")[0], codec)
+        suffix = codec.split(":")[0].replace("jpeg", "mjpg")
         data = sample["parts"][f"{name}.{suffix}" if f"{name}.{suffix}" in sample["parts"] else "jpg"]
         about = {"codec": codec}
     return {"name": name, **about, "sha256": hashlib.sha256(data).hexdigest()}

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import spec_units
 
-BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls")}
+BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls"),
+        "dzst": ("dzst", ""), "h264": ("h264", ""), "av1": ("av1", "")}
 KNOWN = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", *(f"codec:{c}" for c in BODY)}
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -33,9 +34,8 @@ def decode(feature: dict, parts: dict[str, bytes]) -> np.ndarray:
     if codec in ("raw", "text"):
         return np.load(io.BytesIO(body)) if codec == "raw" else np.array([int(body)], np.int64)
     starts = [0, len(body)] if BODY[codec][1] in parts else np.load(io.BytesIO(parts[f"{name}.offsets.npy"]))
-    mode = {"uint16": "I;16"}.get(feature["dtype"], "L" if feature["shape"][-1] == 1 else "RGB")
-    units = (Image.open(io.BytesIO(body[starts[i] : starts[i + 1]])) for i in range(len(starts) - 1))
-    return np.stack([np.array(u.convert(mode)).reshape(*u.size[::-1], *feature["shape"][2:]) for u in units])
+    units = (body[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True))
+    return np.concatenate([spec_units.rows(unit, codec, feature["dtype"], feature["shape"]) for unit in units])
 
 def read(directory: str | Path) -> list[dict]:
     """Every sample: key, split, meta, values, parts (its members' bytes) and what __meta__ says of it."""

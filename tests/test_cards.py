@@ -315,7 +315,7 @@ def test_datasets_loads_episodes_through_the_card(hub: Any, tmp_path: Path) -> N
                 stored = np.array(row[f"{feature.name}.npy"], feature.dtype)
                 np.testing.assert_array_equal(stored, sample[feature.name], strict=True)
             start, stop = row["obs.image.top.offsets.npy"][1:3]
-            frame = codecs.find("jpeg").decode(row["obs.image.top.mjpg"][start:stop], CAMERA)
+            frame = codecs.find("jpeg").decode(row["obs.image.top.mjpg"][start:stop], CAMERA, 1)
             np.testing.assert_array_equal(frame, sample.rows("obs.image.top", 1, 2))
             assert row["preview.jpg"].size == (16 * min(8, sample.length + 1), 24)
 

@@ -35,6 +35,7 @@ def blocks(path: Path, language: str) -> list[str]:
 def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
     """Its shell blocks, then its Python blocks, in one folder that holds the files they name."""
     make_demonstrations(tmp_path / "door-v0_demos.pickle", count=4)
+    make_demonstrations(tmp_path / "more_demos.pickle", count=2)
     make_pictures(tmp_path / "imagenet" / "train")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "\n".join(blocks(ROOT / "README.md", "sh"))

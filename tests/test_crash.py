@@ -16,7 +16,7 @@ import pytest
 from conftest import jpeg, make_episode, make_spec, shard_bytes, write_dataset
 
 import vrl3data
-from vrl3data import codecs, index, sample, scan, shard
+from vrl3data import codecs, encode, index, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, DestinationError, FormatError
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
@@ -153,7 +153,7 @@ def test_a_member_that_is_too_large_is_refused_before_a_byte_is_written(
         writer.write(make_episode(0))
         with monkeypatch.context() as patch:
             patch.setattr(shard, "MAX_MEMBER", 3000)
-            patch.setattr(sample, "SPOOL_BYTES", 100)
+            patch.setattr(encode, "SPOOL_BYTES", 100)
             with pytest.raises(FormatError, match="the format allows 3000"):
                 writer.write(make_episode(1, length=9))
             assert not list(writer.spool.iterdir())
@@ -163,7 +163,7 @@ def test_a_member_that_is_too_large_is_refused_before_a_byte_is_written(
 
 
 def test_a_sample_that_fails_leaves_no_spool_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "SPOOL_BYTES", 100)
+    monkeypatch.setattr(encode, "SPOOL_BYTES", 100)
     with Writer(tmp_path / "set", make_spec()) as writer:
         writer.write(make_episode(0))
         episode = make_episode(1)
@@ -205,12 +205,12 @@ def test_other_files_beside_the_shards_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vrl3data.dataset.MAX_MAPPED", 2)
+    monkeypatch.setattr("vrl3data.members.MAX_MAPPED", 2)
     path = write_dataset(tmp_path / "set", 6, make_spec(shard_size=15_000))
     with vrl3data.open(path) as dataset:
         frames = [item["obs.image.top"] for item in dataset]
         assert len(index.shard_files(path)) == 6
-        assert len(dataset._maps) == 2
+        assert len(dataset.members.maps) == 2
         assert all(frame.sum() > 0 for frame in frames)
 
 
@@ -238,9 +238,9 @@ def test_small_files_that_promise_huge_pictures_are_not_decoded(tmp_path: Path) 
 
     Image.new("RGB", (5000, 5000)).save(tmp_path / "huge.png")
     with pytest.raises(DamagedError, match=r"expected an image of shape \(4, 4, 3\), found 5000 x 5000"):
-        codecs.find("png").decode((tmp_path / "huge.png").read_bytes(), feature)
+        codecs.find("png").decode((tmp_path / "huge.png").read_bytes(), feature, 1)
     with pytest.raises(DamagedError, match="not a readable JPEG"):
-        codecs.find("jpeg").decode(jpeg(4, 4)[:60], codecs.describe(feature, "jpeg:90"))
+        codecs.find("jpeg").decode(jpeg(4, 4)[:60], codecs.describe(feature, "jpeg:90"), 1)
 
 
 def test_sealed_nonsense_is_refused(tmp_path: Path) -> None:

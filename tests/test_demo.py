@@ -12,6 +12,9 @@ from PIL import Image
 import vrl3data
 from cards.html.plot import line_plot
 from cards.html.run_page import Bar, RunPage, curves, write_run_page
+from vrl3data.errors import ConfigError
+from vrl3data.report import Silent
+from vrl3data.rl.demo import DemoOptions, demo
 from vrl3data.rl.policy import Policy
 
 SMALL = [
@@ -61,3 +64,9 @@ def test_curves_keep_the_mean_of_what_they_thin() -> None:
     flat = line_plot("x", [[0.5], [0.5]])
     assert plot.lines[0].path.count("l") == 159
     assert plot.y_ticks[0].text == flat.y_ticks[0].text
+
+
+def test_a_wrong_encoder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        demo(tmp_path / "demo", DemoOptions(stage1=str(tmp_path / "nowhere")), Silent())
+    assert not (tmp_path / "demo").exists()

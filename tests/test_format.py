@@ -198,7 +198,7 @@ def test_interleaved_members_and_foreign_names_are_damage(tmp_path: Path) -> Non
     ("change", "match"),
     [
         ({"format": {"major": 2, "minor": 0}}, "format version 2 is not known"),
-        ({"requires": ["codec:av1"]}, "requires 'codec:av1'"),
+        ({"requires": ["codec:vp9"]}, "requires 'codec:vp9'"),
         ({"kind": "videos"}, "kind 'videos'"),
         ({"format": None}, "'format' is missing"),
     ],

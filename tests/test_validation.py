@@ -146,10 +146,10 @@ def test_rows_types_and_members_against_the_schema(tmp_path: Path, monkeypatch: 
 
 
 def test_a_digest_that_is_not_the_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vrl3data import sample
+    from vrl3data import encode
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "sample_digest", lambda *_: "0" * 64)
+        patch.setattr(encode, "sample_digest", lambda *_: "0" * 64)
         write_dataset(tmp_path / "set", 1)
     assert names(tmp_path / "set") == ["digest"]
 

@@ -25,11 +25,15 @@ def convert(
     jobs: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
+    append: bool = False,
+    verify_source: bool = False,
     reporter: Reporter | None = None,
 ) -> Receipt:
     """Convert `sources` into the dataset `dest` and write its card. `options` are those of the kind.
 
-    `kind` None recognises it by content. With `jobs` above 1, call this under `if __name__ == "__main__"`.
+    `kind` None recognises it by content. `append` adds to the finished dataset in `dest`; `verify_source` hashes the
+    files again that what is already in `dest` was made from. With `jobs` above 1, call this under
+    `if __name__ == "__main__"`.
     Raises ConfigError, SourceError, DestinationError; running it again goes on where it stopped.
     """
     from converters.base import find, recognise
@@ -44,7 +48,7 @@ def convert(
             raise ConfigError(f"the target {dest} would lie inside the source {source}; choose another directory")
     converter = find(kind or recognise(paths[0]))
     built: Any = config.build(converter.Options, options or {})
-    run_options = RunOptions(jobs, on_error, overwrite)
+    run_options = RunOptions(jobs, on_error, overwrite, append, verify_source)
     receipt = run(converter(paths, built), Path(dest), run_options, reporter)
     write_card(dest)
     return receipt

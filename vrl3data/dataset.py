@@ -1,165 +1,81 @@
-"""Reads a dataset: random access to samples and rows straight from the mapped shards. Imports no torch."""
+"""Reads a dataset: random access to samples and rows, from mapped shards or over the net. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
-from vrl3data import index, manifest, sample, scan, shard
+from vrl3data import address, index, manifest, sample, shard
+from vrl3data.address import Address
 from vrl3data.derive import from_shards
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
+from vrl3data.folder import PACKAGED as PACKAGED
+from vrl3data.folder import check_shards as check_shards
+from vrl3data.folder import locate_dataset as locate_dataset
 from vrl3data.index import IndexFile
 from vrl3data.manifest import Manifest
-from vrl3data.schema import PREVIEW, Array, Episode, Schema
+from vrl3data.members import Fetched, MappedMembers, Members, Place
+from vrl3data.remote import Opened, RemoteOptions, fetch
+from vrl3data.schema import Array, Schema
+from vrl3data.stored import StoredSample as StoredSample
 
 Verify = Literal["first-touch", "always", "off"]
-PACKAGED = "sample:"
-MAX_MAPPED = 128
-"""Shards mapped at a time; each takes a file descriptor."""
-
-
-class StoredSample:
-    """One episode or image in a dataset. Nothing is read before it is asked for.
-
-    `sample["action"]` is a read-only array with rows first; raw features are views of the mapped shard.
-    """
-
-    def __init__(self, dataset: Dataset, position: int) -> None:
-        self.dataset, self.position = dataset, position
-        self._meta: dict[str, Any] | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the features."""
-        return iter(self.dataset.schema.names)
-
-    def __contains__(self, feature: object) -> bool:
-        return feature in self.dataset.schema
-
-    def keys(self) -> tuple[str, ...]:
-        return self.dataset.schema.names
-
-    def __repr__(self) -> str:
-        return f"<sample {self.name!r} of {self.dataset.path.name}: {', '.join(self.keys())}>"
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """The commit record (FORMAT.md 6)."""
-        if self._meta is None:
-            with self._located():
-                self._meta = shard.parse_commit(bytes(self.dataset.member(self.position, shard.COMMIT_MEMBER)))
-        return self._meta
-
-    @property
-    def name(self) -> str:
-        return str(self.meta["name"])
-
-    @property
-    def length(self) -> int:
-        """Steps T of an episode."""
-        return int(self.meta["length"])
-
-    @property
-    def source_meta(self) -> dict[str, Any]:
-        """Everything else the source said."""
-        try:
-            return dict(json.loads(self.meta["source_meta"]))
-        except (ValueError, TypeError) as error:
-            with self._located():
-                raise DamagedError(f"source_meta is not a JSON object: {error}") from error
-
-    @property
-    def absent(self) -> tuple[str, ...]:
-        """Features that are missing in this sample and stand as one row of zeros."""
-        return tuple(filter(None, self.meta["absent"].split(",")))
-
-    def __getitem__(self, feature: str) -> Array:
-        return self.rows(feature)
-
-    def rows(self, feature: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows [start, stop) of a feature; only their units are decoded. DamagedError on broken bytes."""
-        body, offsets = self._bodies(feature)
-        described = self.dataset.schema[feature]
-        with self._located(feature):
-            count = sample.row_count(described, body, offsets)
-            start, stop, _ = slice(start, stop).indices(count)
-            return sample.decode_rows(described, body, offsets, start, stop)
-
-    def row_count(self, feature: str) -> int:
-        """How many rows a feature has in this sample."""
-        body, offsets = self._bodies(feature)
-        with self._located(feature):
-            return sample.row_count(self.dataset.schema[feature], body, offsets)
-
-    def preview(self) -> bytes | None:
-        """The contact sheet, a JPEG file, if there is one."""
-        if PREVIEW not in self.dataset.schema.extras:
-            return None
-        return bytes(self.dataset.member(self.position, PREVIEW))
-
-    def load(self) -> Episode:
-        """The whole sample in memory, as a writer takes it."""
-        meta, schema = self.meta, self.dataset.schema
-        plain = ("name", "task", "origin", "source", "source_sha256", "split")
-        ends = ("length", "terminated", "truncated", "success", "start_time_ns", "label", "class_name")
-        values: dict[str, Any] = {name: self[name] for name in schema.names if name not in self.absent}
-        for feature in schema.features:
-            if schema.kind == "images" and feature.codec == "jpeg":
-                values[feature.name] = bytes(self._bodies(feature.name)[0])
-        return Episode(
-            values=values,
-            final_observation=bool(meta.get("final_observation", 0)),
-            subsets=tuple(filter(None, meta["subsets"].split(","))),
-            source_meta=self.source_meta,
-            **{key: meta[key] for key in (*plain, *ends) if key in meta},
-        )
-
-    def _bodies(self, feature: str) -> tuple[memoryview, memoryview | None]:
-        schema = self.dataset.schema
-        members = sample.feature_members(schema[feature], schema)
-        views = [self.dataset.member(self.position, member) for member in members]
-        return views[0], views[1] if len(views) > 1 else None
-
-    def _located(self, feature: str | None = None) -> Any:
-        key, shard_name = self.dataset.place(self.position)
-        name = self._meta["name"] if self._meta else f"{key:09d}"
-        return locate(path=self.dataset.path, shard=shard_name, episode=name, feature=feature)
+KNOWN_HASHES = 1024
+"""Samples whose commit records are kept in mind."""
+AHEAD_BYTES = 16 * 1024**2
+"""What `ahead` fetches at a time."""
 
 
 class Dataset:
-    """A dataset on disk. `dataset[i]` is a StoredSample; the order is that of the index.
+    """A dataset on a disk or behind a URL. `dataset[i]` is a StoredSample; the order is that of the index.
 
-    `verify`: `first-touch` hashes each member the first time this process reads it, `always` each time.
+    `verify`: `first-touch` hashes each member the first time this process reads it (or has fetched it again),
+    `always` each time. `path` is the folder, or the address without its secrets. `fetched` counts what was asked of a
+    server. Of a remote dataset, keep the one object: opening it again fetches the index again.
     """
 
     def __init__(
-        self, path: Path, found: Manifest, table: pa.Table | IndexFile, verify: Verify = "first-touch"
-    ) -> None:
+        self, place: Path | Opened, found: Manifest, table: pa.Table | IndexFile, verify: Verify = "first-touch",
+        members: Members | None = None,
+    ) -> None:  # fmt: skip
         if verify not in ("first-touch", "always", "off"):
             raise ConfigError(f"verify {verify!r}{did_you_mean(verify, ['first-touch', 'always', 'off'])}")
-        self.path, self.manifest, self.verify = path, found, verify
+        self.path: Path | Address = place.shown if isinstance(place, Opened) else place
+        self.manifest, self.verify = found, verify
         self.index = table if isinstance(table, IndexFile) else IndexFile(table)
-        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
-        self._places: dict[str, tuple[Array, Array]] = {}
-        self._touched: dict[str, bytearray] = {}
+        self._place = place
+        self._extents: dict[str, tuple[Array, Array]] = {}
+        self._hashes: OrderedDict[int, Mapping[str, str]] = OrderedDict()
         self._keys = self.index["key"].to_numpy()
-        shards = self.index["shard"].combine_chunks().dictionary_encode()
-        shards = shards.combine_chunks() if isinstance(shards, pa.ChunkedArray) else shards
+        shards = self.index["shard"].unify_dictionaries().combine_chunks()
+        shards = shards if isinstance(shards, pa.DictionaryArray) else shards.dictionary_encode()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
         self._shard_of = shards.indices.to_numpy()
+        if members is None:
+            members = place.members() if isinstance(place, Opened) else MappedMembers(place, len(self))
+        self.members = members
 
     @property
     def schema(self) -> Schema:
         return self.manifest.schema
+
+    @property
+    def remote(self) -> bool:
+        """Whether members are fetched over the net; they cannot be mapped then."""
+        return self.members.remote
+
+    @property
+    def fetched(self) -> Fetched:
+        return self.members.fetched
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -183,7 +99,7 @@ class Dataset:
         """Positions of the samples of a split."""
         if name not in self.manifest.splits:
             raise ConfigError(f"no split {name!r}{did_you_mean(name, self.manifest.splits)}")
-        return [int(row) for row in np.flatnonzero(np.array(self.index["split"].to_pylist()) == name)]
+        return np.flatnonzero(pc.equal(self.index["split"], name).to_numpy()).tolist()
 
     def windows(self, batch_size: int, **options: Any) -> Any:
         """Batches of windows over the episodes: see vrl3data/windows.py for the options and what a batch holds."""
@@ -199,20 +115,61 @@ class Dataset:
 
     def member(self, position: int, name: str) -> memoryview:
         """The verified bytes of a member, without a copy."""
-        offsets, sizes = self._extents(name)
-        view = self._slice(position, name, int(offsets[position]), int(sizes[position]))
-        self._verify(position, name, view)
-        return view
+        place = self._member_place(position, name)
+        with locate(self.path, place.shard, f"{self._keys[position]:09d}", feature=name):
+            view = self.members.view(place)
+            if self.verify == "off" or (self.verify == "first-touch" and self.members.checked(place, view)):
+                return view
+            try:
+                self._verify(place, view)
+            except DamagedError:
+                if not self.members.forget(place, view):
+                    raise
+                view = self.members.view(place)  # what came over the net, or lay in a cache, is fetched anew: once
+                self._verify(place, view)
+            self.members.mark(place, view)
+            return view
 
     def mapped_member(self, position: int, name: str) -> tuple[str, mmap.mmap, int]:
         """(shard, its mapping, offset) of a member, verified: for readers that address rows themselves."""
+        place = self._member_place(position, name)
+        with locate(self.path, place.shard):
+            mapping = self.members.mapping(place.shard)
         self.member(position, name)
-        shard_name = self.place(position)[1]
-        return shard_name, self._mapped(shard_name), int(self._extents(name)[0][position])
+        return place.shard, mapping, place.offset
+
+    def prefetch(self, positions: Sequence[int], members: Sequence[str]) -> None:
+        """These members will be asked for soon: of a remote dataset they are fetched now, neighbours together.
+
+        No more than the cache holds; a local dataset does nothing. Commit records come along, for their hashes.
+        """
+        if not self.remote:
+            return
+        names = [*members, *([] if self.verify == "off" else [shard.COMMIT_MEMBER])]
+        with locate(path=self.path):
+            self.members.prefetch([self._member_place(at, name) for at in positions for name in dict.fromkeys(names)])
+
+    def ahead(self, positions: Sequence[int], features: Sequence[str]) -> Iterator[StoredSample]:
+        """The samples at `positions`, in this order; of a remote dataset `features` are fetched ahead in few requests.
+
+        Without features, the commit records alone.
+        """
+        names = [name for feature in features for name in sample.feature_members(self.schema[feature], self.schema)]
+        names.append(shard.COMMIT_MEMBER)
+        start, size = 0, 0
+        for number, position in enumerate(positions):
+            if self.remote and number == start:
+                stop, size = start, 0
+                while stop < len(positions) and (stop == start or size < AHEAD_BYTES):
+                    size += sum(int(self._where(name)[1][positions[stop]]) for name in names)
+                    stop += 1
+                self.prefetch(positions[start:stop], names)
+                start = stop
+            yield self[position]
 
     def close(self) -> None:
-        """Forget the mappings; arrays that were handed out stay valid."""
-        self._maps.clear()
+        """Forget the mappings and what was fetched; arrays that were handed out stay valid."""
+        self.members.close()
 
     def __enter__(self) -> Dataset:
         return self
@@ -220,105 +177,76 @@ class Dataset:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __copy__(self) -> Dataset:
+        """For another thread: opened again, but a remote one shares what was fetched."""
+        if not self.remote:
+            return _reopened(self._place, self.verify)
+        return Dataset(self._place, self.manifest, self.index, self.verify, self.members)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_dataset, (self.path, self.verify)
+        return _reopened, (self._place, self.verify)
 
-    def _extents(self, name: str) -> tuple[Array, Array]:
-        if name not in self._places:
-            self._places[name] = (self.index[f"{name}.offset"].to_numpy(), self.index[f"{name}.size"].to_numpy())
-        return self._places[name]
+    def _where(self, name: str) -> tuple[Array, Array]:
+        if name not in self._extents:
+            self._extents[name] = (self.index[f"{name}.offset"].to_numpy(), self.index[f"{name}.size"].to_numpy())
+        return self._extents[name]
 
-    def _slice(self, position: int, name: str, offset: int, size: int) -> memoryview:
-        key, shard_name = self.place(position)
-        with locate(path=self.path, shard=shard_name, episode=f"{key:09d}", feature=name):
-            data = self._mapped(shard_name)
-            if not 0 <= offset <= offset + size <= len(data):
-                raise DamagedError(f"member at {offset}, {size} bytes, lies outside the shard of {len(data)} bytes")
-            return memoryview(data)[offset : offset + size]
+    def _member_place(self, position: int, name: str) -> Place:
+        offsets, sizes = self._where(name)
+        shard_name = self._shard_names[self._shard_of[position]]
+        return Place(position, name, shard_name, int(offsets[position]), int(sizes[position]))
 
-    def _mapped(self, shard_name: str) -> mmap.mmap:
-        """The mapping of a shard; the one unused for longest makes room. Arrays keep their own hold on it."""
-        if shard_name not in self._maps:
-            self._maps[shard_name] = _map(self.path, shard_name)
-            if len(self._maps) > MAX_MAPPED:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(shard_name)
-        return self._maps[shard_name]
+    def _verify(self, place: Place, view: memoryview) -> None:
+        if place.member == shard.COMMIT_MEMBER:
+            shard.parse_commit(bytes(view))
+        elif xxhash.xxh3_128_hexdigest(view) != self._commit_hashes(place.position).get(place.member):
+            raise DamagedError("the bytes do not have the hash of the commit record")
 
-    def _verify(self, position: int, name: str, view: memoryview) -> None:
-        touched = self._touched.setdefault(name, bytearray(len(self)))
-        if self.verify == "off" or (touched[position] and self.verify == "first-touch"):
-            return
-        key, shard_name = self.place(position)
-        with locate(path=self.path, shard=shard_name, episode=f"{key:09d}", feature=name):
-            if name == shard.COMMIT_MEMBER:
-                shard.parse_commit(bytes(view))
-            else:
-                meta = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
-                hashes = shard.Entry(key, {}, meta).hashes()
-                if xxhash.xxh3_128_hexdigest(view) != hashes.get(name):
-                    raise DamagedError("the bytes do not have the hash of the commit record")
-        touched[position] = 1
+    def _commit_hashes(self, position: int) -> Mapping[str, str]:
+        """The hashes of the members of a sample, by its verified commit record."""
+        if position not in self._hashes or self.verify == "always":
+            meta = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
+            self._hashes[position] = shard.Entry(int(self._keys[position]), {}, meta).hashes()
+            if len(self._hashes) > KNOWN_HASHES:
+                self._hashes.popitem(last=False)
+        return self._hashes[position]
 
 
-def open_dataset(path: Path | str, verify: Verify = "first-touch") -> Dataset:
+def open_dataset(
+    path: Path | str, verify: Verify = "first-touch", *, cache_dir: Path | str | None = None,
+    cache_bytes: int | None = None, storage_options: Mapping[str, Any] | None = None,
+) -> Dataset:  # fmt: skip
     """Open a dataset, finished or still being written. `sample:fetch-reach` is the one that we ship.
 
-    ConfigError if there is none, DamagedError or FormatError if it cannot be trusted.
+    `path` may be a URL: http(s)://, s3://, hf://datasets/USER/NAME, memory://. Only dataset.json, index.parquet and
+    the members that are asked for are fetched then, and kept in a cache of at most `cache_bytes`: in memory, or in the
+    folder `cache_dir` (default: that of the variable VRL3DATA_CACHE). `storage_options` go to fsspec.
+    ConfigError if there is none, DamagedError or FormatError if it cannot be trusted, SourceError if a server fails.
     """
-    directory = locate_dataset(path)
+    place = address.parse(str(path)) if address.is_url(path) else path
+    if isinstance(place, Address):
+        options = RemoteOptions(None if cache_dir is None else Path(cache_dir), cache_bytes, storage_options or {})
+        opened, members = fetch(place, options)
+        found = opened.found()
+        return Dataset(opened, found, opened.table(found), verify, members)
+    directory = locate_dataset(place)
     with locate(path=directory):
-        found = manifest.read(directory)
-        if found is None:
+        known = manifest.read(directory)
+        if known is None:
             return Dataset(directory, *from_shards(directory), verify=verify)
-        check_shards(directory, found)
-        known = index.read(directory, found)
-        if known is not None:
-            return Dataset(directory, found, known, verify=verify)
-        table = from_shards(directory, set(found.shard_sizes()))[1]
-        if len(table) != found.samples:
-            raise DamagedError(f"the manifest promises {found.samples} samples, the shards hold {len(table)}")
-        return Dataset(directory, found, table, verify=verify)
+        check_shards(directory, known)
+        table = index.read(directory, known)
+        if table is not None:
+            return Dataset(directory, known, table, verify=verify)
+        made = from_shards(directory, known.listed())[1]
+        if len(made) != known.samples:
+            raise DamagedError(f"the manifest promises {known.samples} samples, the shards hold {len(made)}")
+        return Dataset(directory, known, made, verify=verify)
 
 
-def locate_dataset(path: Path | str, to_write: bool = False) -> Path:
-    """The directory of a dataset; ConfigError that says what is there instead."""
-    text = str(path)
-    if text.startswith(PACKAGED):
-        if to_write:
-            raise ConfigError(f"{text} belongs to the package and is not written to; copy it first")
-        name = text.removeprefix(PACKAGED)
-        home = Path(str(files("vrl3data").joinpath("packaged")))
-        known = sorted(item.parent.name for item in home.glob(f"*/{manifest.MANIFEST}"))
-        if name not in known:
-            raise ConfigError(f"no packaged sample {name!r}{did_you_mean(name, known)}")
-        return home / name
-    directory = Path(path)
-    with locate(path=directory):
-        if not directory.exists():
-            raise ConfigError("there is no such directory")
-        if not directory.is_dir():
-            raise ConfigError("expected the directory of a dataset, found a file; 'vrl3data convert' makes a dataset")
-        if not (directory / manifest.MANIFEST).is_file() and not index.shard_files(directory):
-            raise ConfigError("this is not a vrl3data dataset: it has neither dataset.json nor data/*.tar")
-    return directory
-
-
-def check_shards(directory: Path, found: Manifest) -> None:
-    """DamagedError if a shard of the manifest is missing or has another size. Further shards do not count."""
-    sizes = index.shard_sizes(directory)
-    for name, size in found.shard_sizes().items():
-        if sizes.get(name) != size:
-            state = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
-            with locate(shard=name):
-                raise DamagedError(f"the shard {state}, the manifest promises {size} bytes")
-
-
-def _map(directory: Path, shard_name: str) -> mmap.mmap:
-    """A shard by its name; one that was finished since it was indexed is found too."""
-    path = directory / "data" / shard_name
-    if not path.exists():
-        path = path.with_name(shard_name.removesuffix(shard.PART))
-    if not path.is_file():
-        raise DamagedError("the shard is missing")
-    return scan.map_file(path)
+def _reopened(place: Path | Opened, verify: Verify) -> Dataset:
+    """In another process: from disk, or from what was fetched before, so that both see the same dataset."""
+    if isinstance(place, Path):
+        return open_dataset(place, verify)
+    found = place.found()
+    return Dataset(place, found, place.table(found), verify)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from vrl3data import index, manifest, scan
 from vrl3data.errors import ConfigError, DamagedError, locate
+from vrl3data.linked import expand
 from vrl3data.manifest import Manifest, ShardInfo, SplitInfo
+from vrl3data.shard import FILE_NAME
 
 LISTINGS = 100
 """How often a directory is listed anew when a shard is renamed while it is read."""
 
 
-def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[Manifest, pa.Table]:
+def table(directory: Path, found: Manifest) -> pa.Table:
+    """The index of a finished dataset, made anew from the shards if the stored one is missing, stale or broken."""
+    stored = index.read(directory, found)
+    return stored.table() if stored is not None else from_shards(directory, found.listed())[1]
+
+
+def from_shards(directory: Path, only: Mapping[str, ShardInfo] | None = None) -> tuple[Manifest, pa.Table]:
     """What the shards alone tell: the manifest and index of a dataset without, or with stale, caches.
 
-    `only` names the shards that count; a writer may rename one meanwhile, so the directory is listed again then.
+    `only`: the shards that count, as dataset.json lists them. A writer may rename one meanwhile, so the directory is
+    listed again then.
     """
     for _ in range(LISTINGS - 1):
         try:
@@ -28,19 +39,26 @@ def from_shards(directory: Path, only: Collection[str] | None = None) -> tuple[M
     return _from_shards(directory, only)
 
 
-def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifest, pa.Table]:
+def _from_shards(directory: Path, only: Mapping[str, ShardInfo] | None) -> tuple[Manifest, pa.Table]:
     builder: index.IndexBuilder | None = None
     found: Manifest | None = None
+    made: list[Mapping[str, Any]] = []
     shards: dict[str, list[ShardInfo]] = {}
     for path in index.shard_files(directory):
         if only is not None and path.name not in only:
             continue
-        walked = scan.scan(path)
+        linked = only[path.name].linked if only is not None else None
+        walked = scan.scan(path, linked=linked)
         if not walked.head:
             continue
+        if linked is not None:
+            assert only is not None
+            walked = _chosen(walked, path.name, only, shards)
         here = Manifest.from_head(walked.head)
         if found is None or builder is None:
             found, builder = here, index.IndexBuilder(here.schema)
+        if here.provenance not in made:
+            made.append(here.provenance)
         with locate(shard=path.name):
             _check_order(found, here, walked, shards.setdefault(walked.head["split"], []))
         for entry in walked.entries:
@@ -49,7 +67,31 @@ def _from_shards(directory: Path, only: Collection[str] | None) -> tuple[Manifes
         shards[walked.head["split"]].append(info)
     if found is None or builder is None:
         raise ConfigError("the dataset is being written and holds no sample yet")
-    return _derived(found, shards, builder.table())
+    made.sort(key=lambda provenance: not manifest.is_first(found.dataset_id, provenance, found.schema))
+    return _derived(replace(found, provenance=made[0], appended=tuple(made[1:])), shards, builder.table())
+
+
+def _chosen(
+    walked: scan.Scan, name: str, only: Mapping[str, ShardInfo], before: Mapping[str, list[ShardInfo]]
+) -> scan.Scan:
+    """A linked shard as part of this dataset: the keys that count, counted on, in the split of its name."""
+    info = only[name]
+    match = FILE_NAME.fullmatch(name)
+    assert info.linked is not None
+    assert match is not None
+    split, number = match[1], int(match[2])
+    with locate(shard=name):
+        keys = expand(info.linked.get("keys"), info.samples)
+        by_key = {entry.key: entry for entry in walked.entries}
+        missing = [key for key in keys if key not in by_key]
+        if missing:
+            raise DamagedError(f"dataset.json counts sample {missing[0]:09d}, which the shard does not hold")
+    first = sum(item.samples for item in before.get(split, ()))
+    entries = [
+        replace(by_key[key], key=first + place, meta=by_key[key].meta | {"split": split})
+        for place, key in enumerate(keys)
+    ]
+    return replace(walked, head=walked.head | {"split": split, "shard": number}, entries=entries)
 
 
 def _check_order(found: Manifest, here: Manifest, walked: scan.Scan, before: list[ShardInfo]) -> None:
@@ -69,15 +111,5 @@ def _derived(found: Manifest, shards: dict[str, list[ShardInfo]], table: pa.Tabl
         name: SplitInfo(sum(info.samples for info in infos), steps.get(name, 0), tuple(infos))
         for name, infos in sorted(shards.items())
     }
-    derived = Manifest(
-        found.schema,
-        found.dataset_id,
-        found.provenance,
-        splits=splits,
-        name=found.name,
-        license=found.license,
-        description=found.description,
-        fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
-        complete=False,
-    )
-    return derived, table
+    digests = manifest.fingerprint(table["digest"].to_pylist())
+    return replace(found, splits=splits, fingerprint=digests, complete=False), table

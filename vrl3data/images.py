@@ -47,11 +47,12 @@ def load_images(dataset: Dataset, size: int, split: str | None = None, reporter:
     images_NHWC = np.empty((len(positions), size, size, 3), np.uint8)
     labels_N = np.empty(len(positions), np.int64)
     with (reporter or Silent()).progress("decoding", len(positions), "images") as advance:
-        for row, position in enumerate(positions):
-            item = dataset[position]
+        for row, item in enumerate(dataset.ahead(positions, ("image", "cls"))):
             images_NHWC[row] = square(item["image"][0], size)
             labels_N[row] = item["cls"][0]
             advance(1)
+    if dataset.remote:
+        (reporter or Silent()).note(str(dataset.fetched))
     with locate(path=dataset.path):
         if labels_N.min(initial=0) < 0:
             raise ConfigError(f"{int((labels_N < 0).sum())} images have no label")

@@ -23,6 +23,7 @@ from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 from vrl3data.sampling import Ints, Layout
 from vrl3data.schema import Array, Feature
+from vrl3data.stored import StoredSample
 
 STORAGES = ("ram", "mmap", "stream")
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -236,7 +237,6 @@ def load_episodes(
             if storage == "stream":
                 rows[name] = StreamRows(dataset, feature, chosen, counts[name], cache)
                 continue
-            _check_counts(dataset, name, chosen, counts[name])
             picture = len(feature.shape) == 3
             need = int(counts[name].sum()) * row_bytes(feature)
             if storage != "mmap" and need > physical_memory():
@@ -248,6 +248,8 @@ def load_episodes(
                 rows[name] = (
                     DeviceRows(values, storage) if picture and storage not in ("ram", "mmap") else RamRows(values)
                 )
+    if dataset.remote and reporter is not None:
+        reporter.note(str(dataset.fetched))
     return EpisodeTable(layout, described, rows, tuple(chosen))
 
 
@@ -285,20 +287,20 @@ def _layout(dataset: Dataset, positions: Sequence[int], features: Mapping[str, F
     return Layout.packed(columns["length"], columns["final_observation"] == 1, columns["terminated"] == 1)
 
 
-def _check_counts(dataset: Dataset, feature: str, positions: Sequence[int], counts_E: Ints) -> None:
-    for position, count in zip(positions, counts_E, strict=True):
-        item = dataset[position]
-        if item.row_count(feature) != count:
-            with locate(episode=item.name, feature=feature):
-                raise DamagedError(f"the commit record promises {count} rows, found {item.row_count(feature)}")
+def _check_count(item: StoredSample, feature: str, count: int) -> None:
+    """The layout comes from the index; what is read must be as long."""
+    if item.row_count(feature) != count:
+        with locate(episode=item.name, feature=feature):
+            raise DamagedError(f"the index promises {count} rows, found {item.row_count(feature)}")
 
 
 def _decoded(dataset: Dataset, feature: Feature, positions: Sequence[int], counts_E: Ints, reporter: Reporter) -> Array:
     values = np.empty((int(counts_E.sum()), *feature.shape), feature.dtype)
     start = 0
     with reporter.progress(f"loading {feature.name}", len(positions), "episodes") as advance:
-        for position, count in zip(positions, counts_E, strict=True):
-            values[start : start + count] = dataset[position][feature.name]
+        for item, count in zip(dataset.ahead(positions, (feature.name,)), counts_E, strict=True):
+            _check_count(item, feature.name, count)
+            values[start : start + count] = item[feature.name]
             start += int(count)
             advance(1)
     return values
@@ -313,6 +315,7 @@ def _mapped(dataset: Dataset, feature: Feature, positions: Sequence[int], counts
     maps: list[mmap.mmap] = []
     shards, offsets = [], []
     for position, count in zip(positions, counts_E, strict=True):
+        _check_count(dataset[position], feature.name, count)
         shard_name, mapping, offset = dataset.mapped_member(position, member)
         if shard_name not in numbers:
             numbers[shard_name] = len(maps)

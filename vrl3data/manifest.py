@@ -30,6 +30,8 @@ class Provenance:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     shard_size: int = SHARD_SIZE
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    """What is known of the datasets it was made from, if it was made from datasets."""
 
     def to_json(self) -> dict[str, Any]:
         source = {"name": self.source_name, "identity": self.source_identity}
@@ -43,6 +45,8 @@ class Provenance:
             "options": dict(self.options),
             "storage": {"shard_size": self.shard_size},
         }
+        if self.inputs:
+            data["inputs"] = list(self.inputs)
         return json.loads(json.dumps(data))
 
 
@@ -68,8 +72,7 @@ class DatasetSpec:
 
     @property
     def dataset_id(self) -> str:
-        text = shard.dumps([self.provenance.to_json(), self.schema.to_json(), self.schema.kind])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _dataset_id(self.provenance.to_json(), self.schema)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class ShardInfo:
     samples: int
     bytes: int
     sha256: str
+    linked: Mapping[str, Any] | None = None
+    """Of a shard taken over from another dataset: its dataset_id, split, shard, and the keys that count."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,9 @@ class SplitInfo:
     samples: int = 0
     steps: int = 0
     shards: tuple[ShardInfo, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"samples": self.samples, "steps": self.steps, "shards": [item.to_json() for item in self.shards]}
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Manifest:
     schema: Schema
     dataset_id: str
     provenance: Mapping[str, Any]
+    appended: tuple[Mapping[str, Any], ...] = ()
     name: str = ""
     license: str = "unknown"
     description: str = ""
@@ -111,6 +123,15 @@ class Manifest:
     """False for a dataset that is still being written; never stored."""
 
     @property
+    def provenances(self) -> tuple[Mapping[str, Any], ...]:
+        """Of what the dataset was begun with and of all that was appended."""
+        return (self.provenance, *self.appended)
+
+    @property
+    def is_linked(self) -> bool:
+        return any(item.linked for split in self.splits.values() for item in split.shards)
+
+    @property
     def samples(self) -> int:
         return sum(split.samples for split in self.splits.values())
 
@@ -123,14 +144,16 @@ class Manifest:
         return sum(item.bytes for split in self.splits.values() for item in split.shards)
 
     def to_json(self) -> dict[str, Any]:
-        head = {"format": shard.FORMAT, "requires": self.schema.requires(), "kind": self.schema.kind}
+        requires = sorted([*self.schema.requires(), *([shard.LINKED] if self.is_linked else [])])
+        head = {"format": shard.FORMAT, "requires": requires, "kind": self.schema.kind}
         body = {
             key: getattr(self, key)
             for key in ("name", "license", "description", "dataset_id", "fingerprint", "subsets", "content", "lossy")
         }
         tail = {"skipped": list(self.skipped), "index": self.index, "stats": self.stats, "run": self.run}
-        splits = {"splits": {name: asdict(split) for name, split in self.splits.items()}}
-        data = head | body | splits | {"schema": self.schema.to_json(), "provenance": self.provenance} | tail
+        splits = {"splits": {name: split.to_json() for name, split in self.splits.items()}}
+        made = {"provenance": self.provenance} | ({"appended": list(self.appended)} if self.appended else {})
+        data = head | body | splits | {"schema": self.schema.to_json()} | made | tail
         return {key: value for key, value in data.items() if key != "lossy" or value is not None}
 
     @classmethod
@@ -148,7 +171,8 @@ class Manifest:
             )
             for name, item in data["splits"].items()
         }
-        return cls(schema, splits=splits, skipped=tuple(data.get("skipped", ())), **values)
+        values |= {key: tuple(data.get(key, ())) for key in ("skipped", "appended")}
+        return cls(schema, splits=splits, **values)
 
     @classmethod
     def from_head(cls, head: Mapping[str, Any]) -> Manifest:
@@ -168,8 +192,12 @@ class Manifest:
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=True, allow_nan=False)
         storage.replace_file(directory / MANIFEST, text.encode("ascii") + b"\n")
 
+    def listed(self) -> dict[str, ShardInfo]:
+        """The shards that count, by file name."""
+        return {item.name: item for split in self.splits.values() for item in split.shards}
+
     def shard_sizes(self) -> dict[str, int]:
-        return {item.name: item.bytes for split in self.splits.values() for item in split.shards}
+        return {name: item.bytes for name, item in self.listed().items()}
 
 
 def read(directory: Path) -> Manifest | None:
@@ -178,10 +206,15 @@ def read(directory: Path) -> Manifest | None:
     if not path.is_file():
         return None
     with locate(path=path):
-        try:
-            return Manifest.from_json(shard.check_head(json.loads(path.read_bytes())))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
+        return parse(path.read_bytes())
+
+
+def parse(text: bytes) -> Manifest:
+    """The content of a dataset.json. DamagedError if it is none, FormatError for what this version cannot read."""
+    try:
+        return Manifest.from_json(shard.check_head(json.loads(text)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
 
 
 def fingerprint(digests: Iterable[str]) -> str:
@@ -190,6 +223,16 @@ def fingerprint(digests: Iterable[str]) -> str:
     for digest in sorted(digests):
         total.update(digest.encode() + b"\n")
     return total.hexdigest()
+
+
+def _dataset_id(provenance: Mapping[str, Any], schema: Schema) -> str:
+    text = shard.dumps([provenance, schema.to_json(), schema.kind])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_first(dataset_id: str, provenance: Mapping[str, Any], schema: Schema) -> bool:
+    """Whether a dataset was begun with `provenance`, as far as its id tells (FORMAT.md 9)."""
+    return dataset_id == _dataset_id(provenance, schema)
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -210,4 +253,9 @@ def _short(value: Any) -> str:
 
 
 def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("name", "samples", "bytes", "sha256")}
+    # Names become paths and parts of URLs, sizes are promises: neither is taken from outside as it comes.
+    if not isinstance(entry["name"], str) or not shard.FILE_NAME.fullmatch(entry["name"]):
+        raise ValueError(f"shard {entry['name']!r}")
+    if not all(isinstance(entry[key], int) and entry[key] >= 0 for key in ("samples", "bytes")):
+        raise ValueError(f"shard {entry['name']!r} has {entry['samples']!r} samples, {entry['bytes']!r} bytes")
+    return {key: entry[key] for key in ("name", "samples", "bytes", "sha256")} | {"linked": entry.get("linked")}

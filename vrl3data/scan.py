@@ -46,12 +46,13 @@ def map_file(path: Path) -> mmap.mmap:
             raise DamagedError("the shard is empty") from error
 
 
-def scan(path: Path, window: int = 0) -> Scan:
+def scan(path: Path, window: int = 0, linked: Mapping[str, Any] | None = None) -> Scan:
     """Walk a shard without looking at payloads other than commit records.
 
     A torn tail is accepted in a `.part` only; anything else that FORMAT.md does not allow is a DamagedError. With
     `window`, damage in a `.part` ends the walk like a torn tail if fewer than `window` whole samples follow it:
-    after a power cut, blocks of samples that were not confirmed may be lost before later ones.
+    after a power cut, blocks of samples that were not confirmed may be lost before later ones. `linked`: what
+    dataset.json says of a shard of another dataset, which keeps its own name in its head.
     """
     part = path.name.endswith(PART)
     with locate(shard=path.name):
@@ -65,8 +66,17 @@ def scan(path: Path, window: int = 0) -> Scan:
                 if not part or walk.result is None or walk.records_after(walk.result.end) >= window:
                     raise
                 result = walk.torn()
-        _check_name(path.name, result.head)
+        if linked is None:
+            _check_name(path.name, result.head)
+        else:
+            _check_linked(linked, result.head)
         return result
+
+
+def _check_linked(linked: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+    for key in ("dataset_id", "split", "shard"):
+        if head[key] != linked.get(key):
+            raise DamagedError(f"dataset.json links a shard of {key} {linked.get(key)!r}, found one of {head[key]!r}")
 
 
 def _check_name(name: str, head: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ Letters: T steps, N rows of a feature.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,8 @@ DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32
 ROWS = ("step", "state", "episode")
 EXTRAS = ("annotations.json", "preview.jpg")
 PREVIEW = "preview.jpg"
+PICTURE_CODECS = ("raw", "jpeg", "png")
+"""Of the picture of kind images, whose member is named by its type alone."""
 MAX_NAME = 74
 """Of a feature: a key, a dot, the longest suffix (`.offsets.npy`) and room to spare make 100 bytes."""
 
@@ -67,12 +70,21 @@ class Feature:
             raise FormatError(f"feature {self.name}: rows {self.rows!r} is not known to this version")
         if any(not isinstance(size, int) or size < -1 for size in self.shape):
             raise SchemaError(f"feature {self.name}: shape {self.shape} must hold whole numbers")
+        if not isinstance(self.codec, str):
+            raise SchemaError(f"feature {self.name}: codec {self.codec!r} is not a name")
+        if not isinstance(self.unit_rows, int) or isinstance(self.unit_rows, bool) or self.unit_rows < 1:
+            raise SchemaError(f"feature {self.name}: unit_rows {self.unit_rows!r} is not a number of rows")
         if len(self.name) > MAX_NAME:
             raise SchemaError(f"feature name {self.name!r} is longer than {MAX_NAME} characters")
 
     @property
     def codec_name(self) -> str:
         return self.codec.partition(":")[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one decoded row; of a shape that varies, what is known of it."""
+        return math.prod(abs(size) for size in self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def is_image(self) -> bool:
@@ -120,6 +132,11 @@ class Schema:
                 raise SchemaError(f"feature {feature.name}: only the picture of kind images may vary in shape")
             if self.kind == "images" and (feature.rows != "episode" or feature.name == "meta"):
                 raise SchemaError(f"feature {feature.name}: kind images needs rows 'episode' and no name 'meta'")
+            if free and feature.codec_name not in PICTURE_CODECS:
+                raise SchemaError(
+                    f"feature image: a picture of kind images is raw, jpeg or png, not {feature.codec!r}; "
+                    "choose jpeg:Q or png"
+                )
             if feature.codec_name == "text" and not (self.kind == "images" and feature.name == "cls"):
                 raise SchemaError(f"feature {feature.name}: codec text is for the label 'cls' of kind images")
 
@@ -157,16 +174,44 @@ class Schema:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A coded feature of one sample as it is stored, to be written again as it is: nothing is encoded twice.
+
+    `body` may be a view of a mapped shard. `offsets` (uint64, units + 1) is None for the picture of kind images.
+    `psnr` and `max_error` are what was measured when it was encoded; -1 if it was not. `stored`, if known, is the
+    feature that it was stored as: SchemaError if the target's codec, encoder, units, dtype or row shape are others.
+    """
+
+    body: bytes | memoryview
+    offsets: Array | None = None
+    psnr: float = -1.0
+    max_error: float = -1.0
+    stored: Feature | None = None
+
+    def check(self, feature: Feature) -> None:
+        """SchemaError if this cannot be what `feature` stores."""
+        if feature.codec_name in ("raw", "text"):
+            raise SchemaError(f"expected rows, found a coded body; the feature is stored as {feature.codec}")
+        for key in ("codec", "encoder", "unit_rows", "dtype", "shape"):
+            if self.stored is not None and getattr(self.stored, key) != getattr(feature, key):
+                raise SchemaError(
+                    f"expected a body with {key} {getattr(feature, key)!r}, found {getattr(self.stored, key)!r}; "
+                    "decode it and encode it anew"
+                )
+
+
+@dataclass(frozen=True)
 class Episode:
     """One sample on its way into a dataset: an episode, or an image in kind `images`.
 
     `values` maps each feature to an array with rows first, or, so that an episode need not fit in memory,
-    to an iterator of blocks of rows. For images, `image` may be the bytes of a JPEG file (codec `jpeg`).
+    to an iterator of blocks of rows, or to a Coded body. For images, `image` may be the bytes of a JPEG file (codec
+    `jpeg`).
     `length` is T. What the source does not say stays -1 or empty.
     """
 
     name: str
-    values: Mapping[str, Array | Rows | bytes]
+    values: Mapping[str, Array | Rows | Coded | bytes]
     length: int = 0
     final_observation: bool = False
     terminated: int = -1

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ MAX_NAME = 100
 KEY_DIGITS = 9
 NPY_HEADER = 128
 FORMAT = {"major": 1, "minor": 0}
-KNOWN_REQUIREMENTS = tuple(f"codec:{name}" for name in CODECS)
+LINKED = "shards:linked"
+KNOWN_REQUIREMENTS = (*(f"codec:{name}" for name in CODECS), LINKED)
 PART = ".part"
 FILE_NAME = re.compile(r"([a-z0-9_]+)-([0-9]{6})\.tar(\.part)?")
 
@@ -109,6 +111,7 @@ def npy_header(dtype: str, shape: Sequence[int]) -> bytes:
     return b"\x93NUMPY\x01\x00\x76\x00" + text.encode("ascii")
 
 
+@lru_cache(maxsize=4096)  # reading a window parses one; the headers of a dataset are few, or differ by length only
 def parse_npy_header(block: bytes) -> tuple[str, tuple[int, ...]]:
     """(dtype name, shape). DamagedError for anything but the 128 bytes that `npy_header` makes."""
     match = _NPY_TEXT.fullmatch(block[10:NPY_HEADER])
@@ -201,12 +204,16 @@ def unsealed(payload: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+Places = dict[str, tuple[int, int]]
+"""Member -> offset and size of its payload in the shard."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One sample in a shard: where its members lie (offset and size of the payload) and its commit record."""
 
     key: int
-    members: dict[str, tuple[int, int]]
+    members: Places
     meta: dict[str, Any]
 
     def hashes(self) -> dict[str, str]:

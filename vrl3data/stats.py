@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vrl3data.dataset import Dataset
+from vrl3data.index import IndexFile
 from vrl3data.schema import Array, Feature
 
 MAX_FRAMES = 1000
 """Frames of each camera that enter the statistics, spread evenly over the samples."""
 LISTED_FILES = 100
+BATCH_ROWS = 10_000
 BLOCK_BYTES = 16 * 1024**2
 """Numbers taken at a time, as float64."""
 MAX_WIDTH = 512
@@ -74,8 +76,12 @@ def _frames(dataset: Dataset, feature: Feature) -> Iterable[Array]:
         if feature.name in item.absent:
             continue
         count = item.row_count(feature.name)
-        for row in sorted({int(r) for r in np.linspace(0, count - 1, min(count, per_sample))}):
-            yield item.rows(feature.name, row, row + 1).reshape(-1, feature.shape[-1])
+        wanted = sorted({int(r) for r in np.linspace(0, count - 1, min(count, per_sample))})
+        if feature.codec_name == "raw":  # a view: nothing is read but the rows that are taken
+            rows = item[feature.name]
+            yield from (rows[row].reshape(-1, feature.shape[-1]) for row in wanted)
+        else:
+            yield from (item.rows(feature.name, row, row + 1).reshape(-1, feature.shape[-1]) for row in wanted)
 
 
 def _summary(blocks: Iterable[Array]) -> dict[str, Any]:
@@ -120,7 +126,11 @@ def _lists(*columns: Array) -> dict[str, list[float]]:
     }
 
 
-def subsets(table: pa.Table) -> dict[str, int]:
+Table: TypeAlias = "pa.Table | IndexFile"
+"""What has the columns of an index."""
+
+
+def subsets(table: Table) -> dict[str, int]:
     """How many samples are in each subset."""
     counts: dict[str, int] = {}
     for entry in table["subsets"].value_counts().to_pylist():
@@ -129,24 +139,31 @@ def subsets(table: pa.Table) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def content(table: pa.Table) -> dict[str, Any]:
+def content(table: Table) -> dict[str, Any]:
     """Hashes of the source files that the samples name (FORMAT.md 8)."""
-    pairs = sorted(set(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)) - {("", "")})
-    total = hashlib.sha256()
-    for name, digest in pairs:
-        total.update(f"{name} {digest}\n".encode())
-    listed = [{"source": name, "sha256": digest} for name, digest in pairs[:LISTED_FILES]]
-    return {"files": len(pairs), "sha256": total.hexdigest() if pairs else "", "listed": listed}
+    named = pa.table({"source": table["source"], "sha256": table["source_sha256"]})
+    pairs = (
+        named.group_by(named.column_names).aggregate([]).sort_by([(name, "ascending") for name in named.column_names])
+    )
+    total, listed, count = hashlib.sha256(), list[dict[str, str]](), 0
+    for batch in pairs.to_batches(BATCH_ROWS):
+        for name, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if name or digest:
+                total.update(f"{name} {digest}\n".encode())
+                count += 1
+                if len(listed) < LISTED_FILES:
+                    listed.append({"source": name, "sha256": digest})
+    return {"files": count, "sha256": total.hexdigest() if count else "", "listed": listed}
 
 
-def lossy(table: pa.Table) -> dict[str, Any] | None:
+def lossy(table: Table) -> dict[str, Any] | None:
     """Measured loss over the samples that have one (FORMAT.md 8)."""
-    measured = table.filter(pc.greater_equal(table["psnr"], 0.0))
-    if not len(measured):
+    there = pc.greater_equal(table["psnr"], 0.0)
+    psnr, error = table["psnr"].filter(there), table["max_error"].filter(there)
+    if not len(psnr):
         return None
-    psnr, error = measured["psnr"], measured["max_error"]
     return {
-        "samples": len(measured),
+        "samples": len(psnr),
         "psnr_min": pc.min(psnr).as_py(),
         "psnr_mean": round(pc.mean(psnr).as_py(), 2),
         "max_error": pc.max(error).as_py(),

@@ -11,7 +11,8 @@ import xxhash
 
 from vrl3data import index, manifest, scan, shard
 from vrl3data.errors import DamagedError, DestinationError, locate
-from vrl3data.manifest import DatasetSpec
+from vrl3data.manifest import DatasetSpec, Manifest
+from vrl3data.schema import Schema
 
 READ_BYTES = 4 * 1024**2
 
@@ -30,17 +31,49 @@ def check_target(path: Path) -> None:
             )
 
 
-def compare(path: Path, spec: DatasetSpec, provenance: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+def compare(
+    path: Path, spec: DatasetSpec, provenance: Mapping[str, Any], schema: Mapping[str, Any], appending: bool = False
+) -> None:
     """DestinationError if what lies in `path` is not what `spec` is about to write."""
     there = {"schema": schema, **provenance}
     now = {"schema": spec.schema.to_json(), **spec.provenance.to_json()}
     differing = manifest.differences(there, now)
     if differing:
         with locate(path=path):
+            if appending:
+                raise DestinationError(
+                    f"an append of something else was begun here and not finished: {'; '.join(differing[:3])}; "
+                    "finish it by its own command, or delete the shards in data/ that dataset.json does not list"
+                )
             raise DestinationError(
                 f"the directory holds another dataset: {'; '.join(differing[:3])}; "
                 "choose another directory, or replace it (convert: --overwrite)"
             )
+
+
+def check_append(path: Path, spec: DatasetSpec, found: Manifest | None) -> Manifest:
+    """The finished dataset that `spec` may be appended to. DestinationError says what does not fit."""
+    with locate(path=path):
+        if found is None:
+            raise DestinationError(
+                "there is no finished dataset to append to; without --append the command begins or finishes one"
+            )
+        differing = manifest.differences(
+            {"kind": found.schema.kind, "schema": by_name(found.schema), "licence": found.license},
+            {"kind": spec.schema.kind, "schema": by_name(spec.schema), "licence": spec.license},
+        )
+        if differing:
+            raise DestinationError(f"what is to be appended does not fit the dataset: {'; '.join(differing[:3])}")
+        if found.is_linked:
+            raise DestinationError("the dataset is made of linked shards; make it whole first: vrl3data compact")
+    return found
+
+
+def by_name(schema: Schema) -> dict[str, Any]:
+    """For messages that name the feature which differs; holds the order too."""
+    data = schema.to_json()
+    features = {feature["name"]: feature for feature in data["features"]}
+    return {**features, "order of features": list(features), "extras": data["extras"]}
 
 
 def verify(path: Path, walked: scan.Scan, window: int) -> tuple[int, Any]:

@@ -17,7 +17,7 @@ import xxhash
 from vrl3data import index, manifest, sample, scan, shard, stats
 from vrl3data.dataset import locate_dataset
 from vrl3data.derive import from_shards
-from vrl3data.errors import DamagedError, Source, Vrl3dataError, locate
+from vrl3data.errors import Source, Vrl3dataError, locate
 from vrl3data.manifest import Manifest
 from vrl3data.report import Reporter, Silent
 from vrl3data.schema import PREVIEW, Array, Feature, Schema
@@ -35,8 +35,6 @@ CHECKS = {
     "manifest": "counts and fingerprint are those of the shards",
     "index": "the index is there and says what the shards say",
 }
-BLOCK_BYTES = 32 * 1024**2
-"""Decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class _Checker:
     def _derived(self, found: Manifest | None) -> None:
         """Compare manifest and index with what the shards, all sound, say."""
         try:
-            here, table = from_shards(self.directory, None if found is None else set(found.shard_sizes()))
+            here, table = from_shards(self.directory, None if found is None else found.listed())
         except Vrl3dataError as error:
             self.add("shards", error)
             return
@@ -249,45 +247,22 @@ def _check_feature(
     feature: Feature, schema: Schema, bodies: dict[str, memoryview], meta: dict[str, Any]
 ) -> tuple[list[tuple[str, str, int | None]], dict[str, Any]]:
     """(problems, the feature's part of the digest)."""
-    names = sample.feature_members(feature, schema)
-    body, offsets = bodies[names[0]], bodies[names[1]] if len(names) > 1 else None
-    count = sample.row_count(feature, body, offsets)
-    if offsets is not None:
-        edges = shard.npy_view(offsets)
-        if edges[0] != 0 or edges[-1] != len(body):
-            raise DamagedError(f"the offsets span {edges[0]} to {edges[-1]}, the body has {len(body)} bytes")
+    body, offsets = sample.stored_members(feature, schema, bodies)
+    count, expected = sample.row_count(feature, body, offsets, meta), sample.promised_rows(feature, meta)
     problems: list[tuple[str, str, int | None]] = []
-    expected = 1 if feature.name in meta["absent"].split(",") else _expected(feature, meta)
     if count != expected:
         problems.append(("rows", f"expected {expected} rows, found {count}", None))
-    hashed, shape = hashlib.sha256(), (0,)
-    row_bytes = np.dtype(feature.dtype).itemsize * abs(int(np.prod(feature.shape)))
-    block = max(1, BLOCK_BYTES // max(1, row_bytes))
-    for start in range(0, max(count, 1), block):
-        rows = sample.decode_rows(feature, body, offsets, start, start + block)
-        shape = (count, *rows.shape[1:])
+
+    def look(start: int, rows: Array) -> None:
         if any(want not in (-1, got) for want, got in zip(feature.shape, rows.shape[1:], strict=True)):
             problems.append(("rows", f"expected rows of shape {feature.shape}, found {rows.shape[1:]}", None))
         if (bad := _not_finite(rows)) is not None:
             problems.append(("nan", f"{rows[bad].size - int(np.isfinite(rows[bad]).sum())} values are NaN or infinite",
                              start + bad))  # fmt: skip
-        hashed.update(rows.tobytes())
         if feature.codec_name == "text" and int(rows[0]) != meta["label"]:
             problems.append(("meta", f"label {meta['label']} in meta.json, {int(rows[0])} in the feature", None))
-    if feature.lossless:
-        return problems, {
-            "name": feature.name,
-            "dtype": feature.dtype,
-            "shape": list(shape),
-            "sha256": hashed.hexdigest(),
-        }
-    return problems, {"name": feature.name, "codec": feature.codec, "sha256": hashlib.sha256(body).hexdigest()}
 
-
-def _expected(feature: Feature, meta: dict[str, Any]) -> int:
-    if feature.rows == "episode":
-        return 1
-    return int(meta["length"]) + (int(meta["final_observation"]) if feature.rows == "state" else 0)
+    return problems, sample.describe(feature, body, offsets, count, look)
 
 
 def _not_finite(rows: Array) -> int | None:

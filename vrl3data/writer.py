@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
+import pyarrow as pa
 
-from vrl3data import index, manifest, scan, shard, stats, storage, takeover
+from vrl3data import derive, index, manifest, scan, shard, stats, storage, takeover
 from vrl3data.dataset import PACKAGED, Dataset
+from vrl3data.encode import encode
 from vrl3data.errors import DamagedError, DestinationError, FormatError, Vrl3dataError, locate
-from vrl3data.manifest import DatasetSpec, Manifest, ShardInfo, SplitInfo
+from vrl3data.manifest import DatasetSpec, Manifest, SplitInfo
 from vrl3data.report import Reporter, Silent
-from vrl3data.sample import EncodedSample, Identity, encode
+from vrl3data.sample import EncodedSample, Identity
 from vrl3data.schema import Episode
+from vrl3data.splits import SplitWriter
 
 CONFIRM_IMAGES = 1000
 CONFIRM_BYTES = 64 * 1024**2
-COPY_BYTES = 4 * 1024**2
 LOCK = ".vrl3data.lock"
 SPOOL = ".spool"
 RESUME_HINT = "what was confirmed is safe; run the same command again to go on"
-
-
-@dataclass
-class _Split:
-    """The shards of one split while they are written."""
-
-    name: str
-    number: int = 0
-    file: BinaryIO | None = None
-    path: Path = Path()
-    size: int = 0
-    in_shard: int = 0
-    samples: int = 0
-    steps: int = 0
-    sha256: Any = field(default_factory=hashlib.sha256)
-    shards: list[ShardInfo] = field(default_factory=list)
-
-    def write(self, data: bytes) -> None:
-        assert self.file is not None
-        self.file.write(data)
-        self.sha256.update(data)
-        self.size += len(data)
 
 
 class Writer:
@@ -57,16 +35,22 @@ class Writer:
 
     Raises DestinationError if `path` holds something else, DamagedError if it holds a damaged dataset.
     One writer at a time; readers may open the directory meanwhile. `complete` is true when the directory
-    already holds this very dataset, finished: there is nothing to do then.
+    already holds this very dataset, finished: there is nothing to do then. With `append`, samples go into new
+    shards of the finished dataset in `path`, which must have the same schema and licence; until `finish`, readers
+    see it as it was.
     """
 
-    def __init__(self, path: Path | str, spec: DatasetSpec, reporter: Reporter | None = None) -> None:
-        self.path, self.spec, self.reporter = Path(path), spec, reporter or Silent()
-        provenance = spec.provenance
-        self.identity = Identity(provenance.source_identity, provenance.converter, provenance.options)
+    def __init__(
+        self, path: Path | str, spec: DatasetSpec, reporter: Reporter | None = None, *, append: bool = False
+    ) -> None:
+        self.path, self.spec, self.reporter, self.appending = Path(path), spec, reporter or Silent(), append
+        made = spec.provenance
+        self.identity = Identity(made.source_identity, made.converter, made.options)
         self.complete = False
-        self.splits: dict[str, _Split] = {}
+        self.splits: dict[str, SplitWriter] = {}
         self.present: set[str] = set()
+        self._base: Manifest | None = None
+        self._before: pa.Table | None = None
         self.skipped: list[Mapping[str, str]] = []
         self._unconfirmed: list[tuple[str, int, str]] = []
         self._unconfirmed_bytes = 0
@@ -85,6 +69,11 @@ class Writer:
             self._close_files()
             self._unlock()
             raise
+
+    @property
+    def appended_to(self) -> int:
+        """Samples of the dataset that this one appends to."""
+        return self._base.samples if self._base else 0
 
     @property
     def spool(self) -> Path:
@@ -107,18 +96,12 @@ class Writer:
             if self._unconfirmed and self._unconfirmed[-1][0] != sample.meta["split"]:
                 self.confirm()  # what is on disk stays a beginning of the source's order, over all splits
             split = self._room(sample.meta["split"], size)
-            key, names = split.samples, [name for name, _ in sample.members]
+            key = split.samples
             try:
-                places = _put(split, [(shard.sample_name(key, name), body) for name, body in sample.members])
+                places = split.append(sample.members, sample.meta.get("length", 0))
             finally:
                 sample.discard()
-            self._index.add(
-                split.path.name.removesuffix(shard.PART),
-                shard.Entry(key, dict(zip(names, places, strict=True)), sample.meta),
-            )
-            split.samples += 1
-            split.in_shard += 1
-            split.steps += sample.meta.get("length", 0)
+            self._index.add(split.shard_name, shard.Entry(key, places, sample.meta))
             self.present.add(sample_id)
             self._unconfirmed.append((split.name, key, sample_id))
             self._unconfirmed_bytes += size
@@ -165,9 +148,7 @@ class Writer:
     def confirm(self) -> None:
         """Flush and sync everything appended so far."""
         for split in self.splits.values():
-            if split.file is not None:
-                split.file.flush()
-                os.fsync(split.file.fileno())
+            split.sync()
         if self._unconfirmed:
             self.reporter.event("confirmed", samples=self._unconfirmed)
         self._unconfirmed, self._unconfirmed_bytes = [], 0
@@ -181,13 +162,15 @@ class Writer:
         with self._disk():
             self.confirm()
             for split in self.splits.values():
-                self._close_shard(split)
+                split.close()
             table = self._index.table()
+            if self._before is not None:
+                table = index.joined(self._before, table)
             index_facts = index.write(self.path, table)
-            found = _manifest(self.spec, self.splits, table)
+            found = self._manifest(table)
             with Dataset(self.path, found, table, verify="off") as dataset:
                 statistics = stats.compute(dataset)
-            skipped = tuple(self.skipped)
+            skipped = (*found.skipped, *self.skipped)
             found = replace(found, index=index_facts, stats=statistics, skipped=skipped, run=dict(run or {}))
             found.write(self.path)
             self.complete = True
@@ -212,10 +195,7 @@ class Writer:
 
     def _close_files(self) -> None:
         for split in self.splits.values():
-            if split.file is not None:
-                with suppress(OSError):  # the disk has refused these buffers already, and that was reported
-                    split.file.close()
-                split.file = None
+            split.abandon()
 
     def __enter__(self) -> Writer:
         return self
@@ -232,93 +212,93 @@ class Writer:
 
     # -- shards ------------------------------------------------------------------------------------------------
 
-    def _room(self, name: str, size: int) -> _Split:
+    def _split(self, name: str) -> SplitWriter:
+        if name not in self.splits:
+            before = self._base.splits.get(name, SplitInfo()) if self._base else SplitInfo()
+            self.splits[name] = SplitWriter(self.path / "data", name, self._head, before)
+        return self.splits[name]
+
+    def _head(self, split: str, number: int) -> bytes:
+        facts = self.spec.facts()
+        if self._base is not None:
+            kept = ("dataset_id", "name", "license", "description")
+            facts |= {key: getattr(self._base, key) for key in kept}
+        return shard.head_bytes(self.spec.schema, split, number, facts)
+
+    def _room(self, name: str, size: int) -> SplitWriter:
         """The split with an open shard that takes `size` more bytes, or a fresh one."""
-        split = self.splits.setdefault(name, _Split(name))
-        full = split.size + size + len(shard.END) > self.spec.provenance.shard_size
-        if split.file is not None and full and split.in_shard:
+        split = self._split(name)
+        if split.file is not None and not split.has_room(size, self.spec.provenance.shard_size):
             self.confirm()
-            self._close_shard(split)
+            split.close()
         if split.file is None:
-            self._open_shard(split)
+            split.open()
         return split
 
-    def _open_shard(self, split: _Split) -> None:
-        split.path = self.path / "data" / f"{split.name}-{split.number:06d}.tar{shard.PART}"
-        split.size, split.in_shard, split.sha256 = 0, 0, hashlib.sha256()
-        split.file = split.path.open("wb", buffering=1024**2)
-        _put(
-            split,
-            [(shard.HEAD_MEMBER, shard.head_bytes(self.spec.schema, split.name, split.number, self.spec.facts()))],
-        )
-        # On disk at once, so that whoever looks finds a shard without samples and not an empty file.
-        split.file.flush()
-        os.fsync(split.file.fileno())
-        storage.sync_directory(split.path.parent)
-
-    def _close_shard(self, split: _Split) -> None:
-        if split.file is None:
-            return
-        split.write(shard.END)
-        split.file.flush()
-        os.fsync(split.file.fileno())
-        split.file.close()
-        split.file = None
-        finished = split.path.with_name(split.path.name.removesuffix(shard.PART))
-        split.path.rename(finished)
-        storage.sync_directory(finished.parent)
-        split.shards.append(ShardInfo(finished.name, split.in_shard, split.size, split.sha256.hexdigest()))
-        split.number += 1
+    def _manifest(self, table: pa.Table) -> Manifest:
+        """All of it but statistics and what the run has to say."""
+        written = {name: split.info for name, split in self.splits.items()}
+        provenance = self.spec.provenance.to_json()
+        if self._base is not None:
+            written = {**self._base.splits, **written}
+            found = replace(self._base, appended=(*self._base.appended, provenance))
+        else:
+            spec = self.spec
+            found = Manifest(spec.schema, spec.dataset_id, provenance, name=spec.name, license=spec.license,
+                             description=spec.description)  # fmt: skip
+        return replace(
+            found, splits=dict(sorted(written.items())), subsets=stats.subsets(table), content=stats.content(table),
+            fingerprint=manifest.fingerprint(table["digest"].to_pylist()), lossy=stats.lossy(table),
+        )  # fmt: skip
 
     # -- going on where an earlier run stopped -----------------------------------------------------------------
 
     def _take_over(self) -> None:
         found = manifest.read(self.path)
-        if found is not None:
+        if self.appending:
+            self._begin_append(found)
+        elif found is not None:
             takeover.compare(self.path, self.spec, found.provenance, found.schema.to_json())
             self.complete = True
+        if self.complete:
             return
+        before = len(self.present)
         for path in index.shard_files(self.path):
-            walked = scan.scan(path, self._window())
-            if not walked.head:
-                path.unlink()
-                continue
-            takeover.compare(self.path, self.spec, walked.head["provenance"], walked.head["schema"])
-            self._adopt(path, walked)
-        if self.present:
-            self.reporter.note(f"going on after {len(self.present)} samples that are already in {self.path}")
+            if self._base is None or path.name not in self._base.shard_sizes():
+                self._adopt(path)
+        if len(self.present) > before:
+            self.reporter.note(f"going on after {len(self.present) - before} samples that are already in {self.path}")
+
+    def _begin_append(self, found: Manifest | None) -> None:
+        base = takeover.check_append(self.path, self.spec, found)
+        if self.spec.provenance.to_json() in base.provenances:
+            self.complete = True
+            return
+        self._base, self._before = base, derive.table(self.path, base)
+        self.present = set(self._before["id"].to_pylist())
 
     def _window(self) -> int:
         """How many samples may be unconfirmed at a time, and so be lost with a power cut."""
         return 1 if self.spec.schema.kind == "episodes" else CONFIRM_IMAGES
 
-    def _adopt(self, path: Path, walked: scan.Scan) -> None:
-        name, number = walked.head["split"], walked.head["shard"]
-        split = self.splits.setdefault(name, _Split(name))
-        first = walked.entries[0].key if walked.entries else split.samples
-        if number != split.number or first != split.samples or split.file is not None:
+    def _adopt(self, path: Path) -> None:
+        """Take over a shard that an interrupted run left."""
+        walked = scan.scan(path, self._window())
+        if not walked.head:
+            path.unlink()
+            return
+        head = walked.head
+        takeover.compare(self.path, self.spec, head["provenance"], head["schema"], appending=self.appending)
+        if self._base is not None and head["dataset_id"] != self._base.dataset_id:
             with locate(shard=path.name):
-                raise DamagedError(f"expected shard {split.number} of split {name} from sample {split.samples} on")
-        end, sha256 = takeover.verify(path, walked, self._window())
-        base = path.name.removesuffix(shard.PART)
+                raise DamagedError(f"the shard belongs to dataset {head['dataset_id']}, not to this one")
+        split = self._split(head["split"])
+        split.adopt(path, walked, self._window())
         for entry in walked.entries:
-            self._index.add(base, entry)
+            self._index.add(split.shard_name, entry)
             self.present.add(entry.meta["id"])
             if self.spec.schema.kind == "episodes":
                 self._sources[entry.meta["source"]] = entry.meta["source_sha256"]
-        split.samples += len(walked.entries)
-        split.steps += sum(entry.meta.get("length", 0) for entry in walked.entries)
-        if walked.closed:
-            if path.name.endswith(shard.PART):
-                path.rename(path.with_name(base))
-            size = end + len(shard.END)
-            split.shards.append(ShardInfo(base, len(walked.entries), size, sha256.hexdigest()))
-            split.number += 1
-            return
-        split.path, split.size, split.in_shard, split.sha256 = path, end, len(walked.entries), sha256
-        os.truncate(path, end)
-        split.file = path.open("r+b", buffering=1024**2)
-        split.file.seek(end)
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
@@ -329,42 +309,3 @@ def _lock(path: Path) -> filelock.BaseFileLock:
         with locate(path=path):
             raise DestinationError("another process is writing this dataset; wait for it or stop it") from error
     return lock
-
-
-def _put(split: _Split, members: list[tuple[str, bytes | Path]]) -> list[tuple[int, int]]:
-    """Headers, payloads, padding; in one write what is in memory. Returns (offset, size) of each payload."""
-    places, waiting, offset = [], [], split.size
-    for name, body in members:
-        size = len(body) if isinstance(body, bytes) else body.stat().st_size
-        places.append((offset + shard.BLOCK, size))
-        offset += shard.BLOCK + shard.padded(size)
-        waiting.append(shard.member_header(name, size))
-        if isinstance(body, bytes):
-            waiting.append(body)
-        else:
-            split.write(b"".join(waiting))
-            waiting = []
-            with body.open("rb") as file:
-                while chunk := file.read(COPY_BYTES):
-                    split.write(chunk)
-        waiting.append(bytes(shard.padded(size) - size))
-    split.write(b"".join(waiting))
-    assert split.size == offset
-    assert offset % shard.BLOCK == 0
-    return places
-
-
-def _manifest(spec: DatasetSpec, splits: Mapping[str, _Split], table: Any) -> Manifest:
-    return Manifest(
-        schema=spec.schema,
-        dataset_id=spec.dataset_id,
-        provenance=spec.provenance.to_json(),
-        name=spec.name,
-        license=spec.license,
-        description=spec.description,
-        splits={name: SplitInfo(s.samples, s.steps, tuple(s.shards)) for name, s in sorted(splits.items())},
-        subsets=stats.subsets(table),
-        fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
-        content=stats.content(table),
-        lossy=stats.lossy(table),
-    )

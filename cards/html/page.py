@@ -92,7 +92,7 @@ def template_named(name: str) -> jinja2.Template:
 def write_page(dataset: Dataset, path: Path, limit: int = 50) -> Path:
     """Write the page to `path`, whole or not at all. DestinationError rather than replace what is no page of ours."""
     with locate(path=path):
-        if dataset.path.resolve() in path.resolve().parents:
+        if isinstance(dataset.path, Path) and dataset.path.resolve() in path.resolve().parents:
             raise DestinationError("the page would lie inside the dataset; choose another place")
         if path.is_file() and MARK not in path.read_bytes()[:1000]:
             raise DestinationError("a file is there that is no page of vrl3data; choose another name")

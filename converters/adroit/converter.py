@@ -91,7 +91,9 @@ class AdroitConverter:
             units += [Unit(f"{source.stem}/{n:04d}", (*payload, n)) for n in range(len(episodes))]
         notes = ["origin unknown: say --origin human or --origin policy"] if "unknown" in origins else []
         license_ = licenses.pop() if len(licenses) == 1 else "unknown"
-        return Plan(self._spec(sizes, license_, "-".join(sorted(origins))), units, len(units), notes=tuple(notes))
+        spec = self._spec(sizes, license_, "-".join(sorted(origins)))
+        files = {source.name: source for source in self.sources}
+        return Plan(spec, units, len(units), notes=tuple(notes), find=files.__getitem__)
 
     def read(self, unit: Unit) -> Episode:
         source, sha256, origin, number = unit.payload

@@ -1,4 +1,4 @@
-"""Writes the golden files of the current format version. Run once per version; files that exist are never replaced.
+"""Writes the golden files that are missing. Run once per version and set; files that exist are never replaced.
 
 python tests/golden/make_golden.py
 """
@@ -18,7 +18,10 @@ from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
 from vrl3data.writer import Writer
 
-HOME = Path(__file__).resolve().parent / "v1.0"
+GOLDEN = Path(__file__).resolve().parent
+HOME = GOLDEN / "v1.0"
+CODECS_HOME = GOLDEN / "v1.0-codecs"
+"""dzst and video, which the first release of 1.0 did not write."""
 
 
 def spec(schema: Schema, name: str, shard_size: int) -> DatasetSpec:
@@ -87,10 +90,52 @@ def images(name: str, codec: str, shape: tuple[int, ...]) -> None:
             writer.write(Episode(f"{names['class_name']}/{number}", values, origin="web", **names))
 
 
-def expected() -> dict[str, object]:
+def moving(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Colours that change from place to place and from frame to frame."""
+    rng = np.random.default_rng(seed)
+    waves = np.add.outer(np.arange(shape[0]), 2 * np.arange(shape[1]))[None] + 5 * np.arange(count)[:, None, None]
+    tint = rng.integers(1, 4, shape[2])
+    return (waves[..., None] * tint + rng.integers(0, 2, (count, *shape))).astype(np.uint8)
+
+
+def codecs_episode(number: int, cameras: tuple[Feature, ...]) -> Episode:
+    rng = np.random.default_rng(number)
+    length, final = (2, 33, 70)[number], number == 1
+    states = length + int(final)
+    values: dict[str, np.ndarray] = {"action": rng.uniform(-1, 1, (length, 2)).astype(np.float32)}
+    for camera in cameras:
+        rows = states if camera.rows == "state" else length
+        if camera.dtype == "uint16":
+            values[camera.name] = rng.integers(0, 65536, (rows, *camera.shape), dtype=np.uint16)
+        else:
+            values[camera.name] = moving(rows, camera.shape, number)
+    if number == 0:
+        del values[cameras[-1].name]
+    return Episode(f"run/{number}", values, length, final, source=f"run/{number}.log", source_sha256="cd" * 32)
+
+
+def codecs_set(name: str, cameras: tuple[Feature, ...]) -> None:
+    schema = Schema("episodes", (*cameras, Feature("action", "float32", (2,))), ("preview.jpg",))
+    with Writer(CODECS_HOME / name, spec(schema, name, 10**6)) as writer:
+        for number in range(3):
+            writer.write(codecs_episode(number, cameras))
+
+
+def write_codecs() -> None:
+    camera = Feature("obs.image.a", "uint8", (8, 8, 3), "state", color="rgb")
+    gray = Feature("obs.image.b", "uint8", (17, 30, 1), "step", color="gray")
+    depth = Feature("obs.depth.a", "uint16", (5, 7), "state", scale_m=0.001)
+    dzst = (camera, depth, replace(camera, name="sim.pair", dtype="uint16", shape=(3, 2, 2), color=""))
+    codecs_set("dzst", tuple(codecs.describe(feature, "dzst") for feature in dzst))
+    video = replace(camera, shape=(24, 32, 3))
+    codecs_set("h264", (codecs.describe(video, "h264:20"), codecs.describe(gray, "h264:24:3")))
+    codecs_set("av1", (codecs.describe(video, "av1:20"), codecs.describe(gray, "av1:30:3")))
+
+
+def expected(home: Path) -> dict[str, object]:
     """What every reader must find, from now on."""
     found: dict[str, object] = {}
-    for path in sorted(HOME.iterdir()):
+    for path in sorted(home.iterdir()):
         if path.is_dir():
             with vrl3data.open(path) as dataset:
                 found[path.name] = {
@@ -107,10 +152,7 @@ def summary(array: np.ndarray) -> list[object]:
     return [array.dtype.name, list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
 
 
-def main() -> None:
-    if HOME.exists():
-        raise SystemExit(f"{HOME} exists; golden files are never replaced")
-    HOME.mkdir(parents=True)
+def write_first() -> None:
     with Writer(HOME / "episodes", spec(episodes_schema(), "episodes", 60_000)) as writer:
         for number in range(4):
             writer.write(episode(number))
@@ -123,7 +165,16 @@ def main() -> None:
     images("images-jpeg", "jpeg:90", (-1, -1, 3))
     images("images-png", "png", (-1, -1, 3))
     images("images-raw", "raw", (8, 8, 3))
-    (HOME / "expected.json").write_text(json.dumps(expected(), indent=1) + "\n")
+
+
+def main() -> None:
+    for home, write in ((HOME, write_first), (CODECS_HOME, write_codecs)):
+        if home.exists():
+            print(f"{home} exists; golden files are never replaced")
+            continue
+        home.mkdir(parents=True)
+        write()
+        (home / "expected.json").write_text(json.dumps(expected(home), indent=1) + "\n")
 
 
 if __name__ == "__main__":

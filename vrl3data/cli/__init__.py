@@ -28,6 +28,15 @@ COMMANDS = {
     "validate": ("vrl3data.cli.inspect:validate", "Check every byte of a dataset."),
     "view": ("vrl3data.cli.inspect:view", "Make an offline HTML page of a dataset."),
     "card": ("vrl3data.cli.inspect:card", "Write README.md, the card of a dataset."),
+    "stats": ("vrl3data.cli.tools:stats", "Compute the statistics of a dataset from its data."),
+    "merge": ("vrl3data.cli.tools:merge", "Make one dataset of several."),
+    "split": ("vrl3data.cli.tools:split", "Put samples into splits, by chance or by a column."),
+    "filter": ("vrl3data.cli.tools:select", "Keep the samples that fulfil an expression."),
+    "recode": ("vrl3data.cli.tools:recode", "Store pictures with another codec."),
+    "rename-feature": ("vrl3data.cli.tools:rename", "Give features other names."),
+    "rerender": ("vrl3data.cli.tools:rerender", "Draw pictures anew from stored simulator states."),
+    "compact": ("vrl3data.cli.tools:compact", "Write samples into full shards."),
+    "repair": ("vrl3data.cli.tools:repair", "Save the whole samples of a damaged dataset."),
     "index": ("vrl3data.cli.inspect:index", "Rebuild the index of a dataset."),
 }
 EXIT_INTERNAL = 70

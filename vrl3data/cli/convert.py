@@ -71,6 +71,9 @@ def shared_options(command: Command) -> Command:
         click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="What a broken episode or picture does; skipped ones are listed, and the exit code is 5."),
         click.option("--overwrite", is_flag=True, help="Replace a finished dataset in DEST once the new one is whole."),
+        click.option("--append", is_flag=True, help="Add to the finished dataset in DEST, in new shards."),
+        click.option("--verify-source", is_flag=True,
+                     help="Hash the source files of what is already in DEST again, before any of it is reused."),
         click.option("--codec", help="raw, png, or jpeg:Q with a quality Q.", show_default="of the kind"),
         click.option("--split", help="Name of the split.", show_default="train"),
         click.option("--name", help="Name of the dataset.", show_default="from kind and source"),
@@ -132,7 +135,8 @@ def _run(ctx: click.Context, kind: str) -> int:
     reporter = console(params["as_json"], params["quiet"])
     receipt = app.convert(
         kind, sources, dest, values, jobs=params["jobs"], on_error=params["on_error"],
-        overwrite=params["overwrite"], reporter=reporter,
+        overwrite=params["overwrite"], append=params["append"], verify_source=params["verify_source"],
+        reporter=reporter,
     )  # fmt: skip
     if params["as_json"]:
         print_json({"event": "receipt", **receipt_json(receipt)})

@@ -23,9 +23,17 @@ def info(path: str, as_json: bool) -> None:
 
     with open_dataset(path) as dataset:
         if as_json:
-            print_json({"path": path, "complete": dataset.manifest.complete, **dataset.manifest.to_json()})
+            print_json(
+                {
+                    "path": str(dataset.path) if dataset.remote else path,
+                    "complete": dataset.manifest.complete,
+                    **dataset.manifest.to_json(),
+                }
+            )
         else:
             click.echo(_info_text(dataset))
+        if dataset.remote:
+            click.echo(str(dataset.fetched), err=True)
 
 
 def _info_text(dataset: Any) -> str:
@@ -124,7 +132,7 @@ def rebuild(path: str) -> None:
     known = manifest.read(directory)
     if known is not None:
         check_shards(directory, known)
-    found, table = from_shards(directory, None if known is None else set(known.shard_sizes()))
+    found, table = from_shards(directory, None if known is None else known.listed())
     if known is not None and (known.dataset_id, known.samples) != (found.dataset_id, len(table)):
         with locate(path=directory):
             raise DamagedError("the shards are not those of dataset.json: another dataset or number of samples")

@@ -1,4 +1,4 @@
-"""Image codecs. A codec turns one unit of rows into bytes and back (FORMAT.md 5).
+"""Image codecs. A codec turns one unit of rows into bytes and back (FORMAT.md 5); `vrl3data.units` cuts the units.
 
 A new codec is one file with the functions `describe`, `encode` and `decode`, and one line in `CODECS`.
 """
@@ -14,25 +14,28 @@ from vrl3data.schema import Array, Feature
 CODECS = {
     "jpeg": "vrl3data.codecs.jpeg:CODEC",
     "png": "vrl3data.codecs.png:CODEC",
+    "dzst": "vrl3data.codecs.dzst:CODEC",
+    "h264": "vrl3data.codecs.video:H264",
+    "av1": "vrl3data.codecs.video:AV1",
 }
 
 
 class Codec(Protocol):
-    """One unit = `feature.unit_rows` rows; the codecs of this release have one row in a unit."""
+    """One unit = `feature.unit_rows` rows; the last unit of a body may have fewer."""
 
     suffix: str
     """Of the body with many units."""
     image_suffix: str
-    """Of a single picture in kind `images`."""
+    """Of a single picture in kind `images`; empty if the codec is not for them."""
 
     def describe(self, codec: str, feature: Feature) -> Feature:
-        """`feature` with codec, encoder and lossless filled in; ConfigError if it cannot be coded so."""
+        """`feature` with codec, encoder, unit_rows and lossless filled in; ConfigError if it cannot be coded so."""
 
     def encode(self, rows: Array, feature: Feature) -> bytes:
-        """A block of rows -> one unit."""
+        """At most `unit_rows` rows -> one unit."""
 
-    def decode(self, unit: bytes | memoryview, feature: Feature) -> Array:
-        """One unit -> its rows; DamagedError if it is not one."""
+    def decode(self, unit: bytes | memoryview, feature: Feature, count: int) -> Array:
+        """One unit -> its `count` rows; DamagedError if it is not one, before what it promises is allocated."""
 
 
 def find(codec: str) -> Codec:

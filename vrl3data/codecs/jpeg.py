@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +18,10 @@ from vrl3data.schema import Array, Feature
 
 # Chroma at full resolution: on small frames 4:2:0 costs 6 dB for a quarter of the bytes.
 SUBSAMPLING = "4:4:4"
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
+              struct.error, zlib.error, Image.DecompressionBombError,
+              Image.DecompressionBombWarning)  # fmt: skip
+"""What Pillow raises for broken files, its parsers of segments included."""
 
 
 class JpegCodec:
@@ -26,13 +34,13 @@ class JpegCodec:
         if codec == "jpeg":
             if feature.rows != "episode":
                 raise ConfigError("codec 'jpeg' holds JPEG files as they came; to encode, say jpeg:Q with a quality Q")
-            return replace(feature, codec=codec, lossless=False, encoder="copied from the source")
+            return replace(feature, codec=codec, lossless=False, unit_rows=1, encoder="copied from the source")
         quality = codec.partition(":")[2]
         if not quality.isdigit() or not 1 <= int(quality) <= 100:
             raise ConfigError(f"codec {codec!r}: expected jpeg:Q with a quality Q from 1 to 100")
         library = features.version("libjpeg_turbo") or features.version("jpg")
         encoder = f"{codec} {SUBSAMPLING}, Pillow {pillow_version}, libjpeg-turbo {library}"
-        return replace(feature, codec=codec, lossless=False, encoder=encoder)
+        return replace(feature, codec=codec, lossless=False, unit_rows=1, encoder=encoder)
 
     def encode(self, rows: Array, feature: Feature) -> bytes:
         if feature.codec == "jpeg":
@@ -43,20 +51,31 @@ class JpegCodec:
         Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=SUBSAMPLING)
         return out.getvalue()
 
-    def decode(self, unit: bytes | memoryview, feature: Feature) -> Array:
-        return decode_picture(unit, "JPEG", feature)
+    def decode(self, unit: bytes | memoryview, feature: Feature, count: int) -> Array:
+        return decode_picture(unit, "JPEG", feature, count)
 
 
-def decode_picture(unit: bytes | memoryview, kind: str, feature: Feature) -> Array:
+def decode_picture(unit: bytes | memoryview, kind: str, feature: Feature, count: int) -> Array:
     """One image file -> an array of shape (1, height, width, channels)."""
     mode = "L" if feature.shape[-1] == 1 else "RGB"
+    with opened(unit, kind, feature, count) as image:
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(1, *pixels.shape[:2], feature.shape[-1])
+
+
+@contextmanager
+def opened(unit: bytes | memoryview, kind: str, feature: Feature, count: int) -> Iterator[Image.Image]:
+    """The picture in a unit, of the size that the schema promises; DamagedError for all that Pillow finds wrong."""
+    if count != 1:
+        raise DamagedError(f"expected units of 1 row for {feature.codec}, found {count}")
     try:
         with Image.open(io.BytesIO(unit), formats=[kind]) as image:
             check_size(image.size, feature)
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except UnidentifiedImageError as error:
+        raise DamagedError(f"not a readable {kind} image: {len(unit)} bytes of something else") from error
+    except UNREADABLE as error:
         raise DamagedError(f"not a readable {kind} image: {error}") from error
-    return pixels.reshape(1, *pixels.shape[:2], feature.shape[-1])
 
 
 def check_size(size: tuple[int, int], feature: Feature) -> None:

@@ -30,6 +30,7 @@ ENV = "fetch-reach"
 PACKAGED_ENCODER = "packaged:resnet6_32channel-imagenette"
 RANDOM_ENCODER = "random:resnet6_32channel"
 OPTIONS = "demo.json"
+NAMED = ("packaged", "hilp", "none")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def demo(dest: Path, options: DemoOptions, reporter: Reporter) -> DemoResult:
     """
     seconds: dict[str, float] = {}
     data = dest / ENV
+    if options.stage1 not in NAMED:
+        Encoder.from_pretrained(options.stage1)  # refused before anything is written
     _same_demo(dest, options)
     with _timed("demonstrations", seconds):
         record(data, options, reporter)

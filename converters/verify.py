@@ -1,0 +1,46 @@
+"""Whether the sources of a dataset still are what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from converters.base import file_sha256
+from vrl3data.dataset import open_dataset
+from vrl3data.errors import SourceError, locate
+from vrl3data.report import Reporter
+from vrl3data.sample import Identity
+
+
+def verify_sources(dest: Path, find: Callable[[str], Path], identity: Identity, reporter: Reporter) -> int:
+    """Hash every source file of the samples in `dest` that were made by `identity`. Returns how many files that were.
+
+    `find`: name of a source as samples state it -> its file. SourceError names the first that is gone or has changed.
+    """
+    with open_dataset(dest, verify="off") as dataset:
+        columns = (dataset.index[name].to_pylist() for name in ("id", "name", "source", "source_sha256"))
+        made = {
+            (source, sha256)
+            for sample_id, name, source, sha256 in zip(*columns, strict=True)
+            if sha256 and identity.sample_id(name) == sample_id
+        }
+    with reporter.progress("hashing sources", len(made), "files") as advance:
+        for source, sha256 in sorted(made):
+            _verify(source, find(source), sha256)
+            advance(1)
+    return len(made)
+
+
+def _verify(source: str, path: Path, expected: str) -> None:
+    with locate(path=source):
+        if not path.is_file():
+            raise SourceError("this file is gone; the dataset was made from it")
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise SourceError(f"cannot read: {error.strerror or error}") from error
+        if found != expected:
+            raise SourceError(
+                f"this file has changed since it was converted: sha256 {expected[:12]}... then, {found[:12]}... now; "
+                "--overwrite converts anew"
+            )

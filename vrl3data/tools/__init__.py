@@ -1,0 +1,1 @@
+"""Tools that make datasets from datasets: lazy in memory, never in place, with provenance and licence kept."""
