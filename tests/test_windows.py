@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, make_episode, make_schema, make_spec, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from range_server import serving
 
 import vrl3data
 from vrl3data import loader, order, window_spec
@@ -69,6 +70,10 @@ def assert_equal(one: list[dict[str, np.ndarray]], two: list[dict[str, np.ndarra
         for name, value in first.items():
             assert value.dtype == second[name].dtype
             assert np.array_equal(value, second[name]), name
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("vrl3data-batches")]
 
 
 def windows_of(batches: list[dict[str, np.ndarray]]) -> Counter[tuple[int, int]]:
@@ -215,7 +220,7 @@ def test_workers_change_nothing(dataset, workers, kind):
     options = {"seed": 3, "epochs": 2, "shuffle_buffer": 8, "shuffle_run": 2, **EVERYTHING}
     wanted = collect(dataset.windows(4, storage="mmap", **options))
     assert_equal(collect(dataset.windows(4, storage="mmap", workers=workers, worker_kind=kind, **options)), wanted)
-    assert threading.active_count() == 1
+    assert not our_threads()
 
 
 @pytest.mark.parametrize("buffer", [0, 8])
@@ -361,6 +366,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"storage": "mmpa"}, "storage 'mmpa'; did you mean 'mmap'"),
     ({"storage": "cpu", "workers": 1, "worker_kind": "fork"}, "cannot be shared with processes"),
     ({"split": "tets"}, "no split 'tets'"),
+    ({"positions": [0, 6]}, "positions: expected 0 to 5, found 0 to 6"),
+    ({"positions": [-1]}, "positions: expected 0 to 5, found -1 to -1"),
 ]
 
 
@@ -527,10 +534,31 @@ def test_streamed_rows_that_are_damaged_are_found(tmp_path):
         collect(dataset.windows(4, storage="stream", workers=2))
 
 
+@pytest.mark.parametrize("codec", ["raw", "png"])
+def test_a_remote_dataset_is_streamed_in_few_requests(tmp_path, codec, monkeypatch):
+    here = write(tmp_path / "web" / "set", codec, 16)
+    options = {"seed": 1, "n_step": 2, "frame_stack": 2}
+    with vrl3data.open(here) as dataset:
+        wanted = collect(dataset.windows(6, **options))
+    requests = []
+    for prefetch in (True, False):
+        with serving(here.parent) as served, vrl3data.open(f"{served.url}/set") as dataset:
+            assert dataset.remote
+            if not prefetch:
+                monkeypatch.setattr(vrl3data.Dataset, "prefetch", lambda *_: None)
+            batches = dataset.windows(6, workers=2 * prefetch, **options)
+            before = dataset.fetched.requests
+            assert_equal(collect(batches), wanted)
+            requests.append(dataset.fetched.requests - before)
+            with pytest.raises(ConfigError, match="mmap|mapped|coded as png"):
+                dataset.windows(6, storage="mmap", cameras=[CAMERA])
+    assert requests[0] < 0.7 * requests[1]
+
+
 @pytest.mark.parametrize("storage", ["ram", "mmap", "stream"])
 def test_fewer_rows_than_promised_are_damage(dataset, monkeypatch, storage):
     real = StoredSample.rows
-    monkeypatch.setattr(StoredSample, "row_count", lambda self, _feature: self.length - 1)
+    monkeypatch.setattr(StoredSample, "row_count", lambda self, _: self.length - 1)
     monkeypatch.setattr(StoredSample, "rows", lambda self, feature, *span: real(self, feature, *span)[:1])
     with pytest.raises(DamagedError, match=r"expected \d+ rows|promises \d+ rows"):
         collect(dataset.windows(4, storage=storage))
@@ -608,6 +636,6 @@ def test_iteration_can_stop_and_go_on(dataset):
         sizes = [next(iterate(batches))]
         assert batches.epoch == 0
         batches.close()
-        assert threading.active_count() == 1
+        assert not our_threads()
         assert [*sizes, *iterate(batches)] == [10, 10, 8]
         assert batches.epoch == 1 and not list(batches)

@@ -230,6 +230,8 @@ def load_episodes(
         chosen = list(positions if positions is not None else dataset.split(split) if split else range(len(dataset)))
         if not chosen:
             raise ConfigError("no episodes were chosen")
+        if min(chosen) < 0 or max(chosen) >= len(dataset):
+            raise ConfigError(f"positions: expected 0 to {len(dataset) - 1}, found {min(chosen)} to {max(chosen)}")
         layout = _layout(dataset, chosen, described)
         counts = {name: layout.states_E if f.rows == "state" else layout.lengths_E for name, f in described.items()}
         cache, rows = UnitCache(cache_bytes), dict[str, Rows]()

@@ -175,8 +175,7 @@ def open_images(
 def decode(dataset: Dataset, position_B: Ints, size: int) -> tuple[Array, Ints]:
     """(pictures (B, size, size, 3) uint8, labels (B,) int64) of the samples at these positions."""
     images_BHWC, label_B = np.empty((len(position_B), size, size, 3), np.uint8), np.empty(len(position_B), np.int64)
-    for row, position in enumerate(position_B.tolist()):
-        item = dataset[position]
+    for row, item in enumerate(dataset.ahead(position_B.tolist(), ("image", "cls"))):
         images_BHWC[row], label_B[row] = square(item["image"][0], size), item["cls"][0]
     return images_BHWC, label_B
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from vrl3data.dataset import Dataset
@@ -166,7 +165,7 @@ def resolved(spec: WindowSpec, schema: Schema) -> WindowSpec:
 
 def choose_storage(dataset: Dataset, spec: WindowSpec) -> str:
     """What `auto` means for this dataset."""
-    if not isinstance(dataset.path, Path):
+    if dataset.remote:
         return "stream"
     pictures = [dataset.schema[name] for name in spec.cameras or () if len(dataset.schema[name].shape) == 3]
     if all(feature.codec == "raw" for feature in pictures):

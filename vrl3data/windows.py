@@ -16,8 +16,9 @@ from vrl3data.dataset import Dataset
 from vrl3data.delivery import Batches, DeliverySpec
 from vrl3data.errors import ConfigError, locate
 from vrl3data.exchange import Batch
-from vrl3data.loader import STORAGES, EpisodeTable, load_episodes
+from vrl3data.loader import STORAGES, EpisodeTable, Readers, load_episodes
 from vrl3data.order import Order
+from vrl3data.sample import feature_members
 from vrl3data.sampling import (
     Ints,
     Starts,
@@ -50,7 +51,9 @@ class WindowPlan:
             )  # fmt: skip
             self.layout = self.table.layout
             self.order = Order(self.spec, self._starts())
-        self.positions_E = np.asarray(self.table.positions, np.int64)
+        self.positions_E, self._readers = np.asarray(self.table.positions, np.int64), Readers(dataset)
+        described = self.table.features.values()
+        self._members = [member for f in described for member in feature_members(f, dataset.schema)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WindowPlan, (self.dataset, self.spec, replace(self.storage, split=None, positions=self.table.positions))
@@ -107,6 +110,9 @@ class WindowPlan:
         """The windows of these numbers, 0 .. order.total - 1 through all episodes in their order."""
         spec = self.spec
         at = self.order.starts.place(number_B)
+        if self.dataset.remote and self.storage.storage == "stream":
+            # All that the windows need, in few requests; what only goals need is fetched when it is asked for.
+            self._readers.mine().prefetch(self.positions_E[np.unique(at[0])].tolist(), self._members)
         found: Batch = {"episode": self.positions_E[at[0]], "step": at[1]}
         if spec.sequence:
             found |= self._sequence(*at, spec.sequence)

@@ -82,7 +82,7 @@ def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind, prefetch:
             inherited = tuple(ends) if kind == "fork" else ()
             arguments = (plan, range(first + worker, _end(plan), workers), Mouth(theirs, prefetch), inherited)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            # Ctrl-C reaches all of us and the parent decides: blocked until the child has said that it ignores it.
+            # Ctrl-C reaches all of us and the parent decides: a child inherits from the start that it is blocked.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
@@ -112,7 +112,6 @@ def _end(plan: Plan) -> int:
 
 def _work(plan: Plan, steps: range, mouth: Mouth, inherited: tuple[Connection, ...]) -> None:
     """A process: its steps, until nobody listens. An error of ours is sent and is the last thing said."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for connection in inherited:
         connection.close()
