@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -60,8 +61,9 @@ class Running:
     def ask(self, **request: Any) -> dict[str, Any]:
         """RuntimeError with the last lines of the process if it has ended."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # then there is no answer either
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def measure(given: argparse.Namespace, folder: Path, layout: Layout) -> list[Run
     (folder / "dataset.txt").write_text(f"{given.dataset.resolve()}\n{given.camera}\n")
     with open_dataset(given.dataset) as dataset:
         read_source(dataset, given.camera, layout).save(folder / "source.npz")
-    running = []
+    running: list[Running] = []
     for entry in chosen(given, layout):
         try:
             running.append(start(entry, folder, given.peers))

@@ -30,11 +30,11 @@ def check_batches(side: Side, source: Source, seed: int) -> str:
 
 
 class Clock:
-    """Hands out batches and counts the time."""
+    """Hands out batches and counts the time. As in a training loop, a batch lives until the next one has come."""
 
     def __init__(self, side: Side, seed: int) -> None:
         self.batches = side.batches(np.random.default_rng(seed))
-        self.batch_seconds = 0.0
+        self.batch_seconds, self.held = 0.0, next(self.batches)
 
     def run(self, seconds: float) -> dict[str, float]:
         if not self.batch_seconds:
@@ -45,7 +45,7 @@ class Clock:
     def _count(self, count: int) -> dict[str, float]:
         cpu, started = cpu_seconds(), time.perf_counter()
         for _ in range(count):
-            next(self.batches)
+            self.held = next(self.batches)
         return {"batches": count, "wall": time.perf_counter() - started, "cpu": cpu_seconds() - cpu}
 
 
