@@ -74,7 +74,7 @@ def shared_options(command: Command) -> Command:
         click.option("--append", is_flag=True, help="Add to the finished dataset in DEST, in new shards."),
         click.option("--verify-source", is_flag=True,
                      help="Hash the source files of what is already in DEST again, before any of it is reused."),
-        click.option("--codec", help="raw, png, or jpeg:Q with a quality Q.", show_default="of the kind"),
+        click.option("--codec", help="raw, dzst, png, jpeg:Q, h264:CRF or av1:CRF.", show_default="of the kind"),
         click.option("--split", help="Name of the split.", show_default="train"),
         click.option("--name", help="Name of the dataset.", show_default="from kind and source"),
         click.option("--license", help="Licence of the data, as its source states it.", show_default="unknown"),

@@ -19,7 +19,7 @@ from vrl3data.cli.common import console, human_bytes, json_option, print_json, q
 @click.option("--policy", type=click.Choice(["scripted", "random"]), default="scripted", show_default=True)
 @click.option("--noise", type=float, default=0.1, show_default=True, help="Added to scripted actions (std).")
 @click.option("--image-size", type=int, default=84, show_default=True, help="Pixels (fetch-reach).")
-@click.option("--codec", default="raw", show_default=True, help="raw, png, or jpeg:Q.")
+@click.option("--codec", default="raw", show_default=True, help="raw, dzst, png, jpeg:Q, h264:CRF or av1:CRF.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--name", default="", help="Name of the dataset.", show_default="from environment and policy")
 @click.option("--license", default="unknown", show_default=True)

@@ -106,7 +106,7 @@ def evaluate(policy: Path, episodes: int, first_seed: int, film: Path | None, as
 @click.option("--episodes", type=int, default=20, show_default=True)
 @click.option("--first-seed", type=click.IntRange(0), default=300_000_000, show_default=True,
               help="Reset seed of the first episode.")  # fmt: skip
-@click.option("--codec", default="raw", show_default=True, help="raw, png, or jpeg:Q.")
+@click.option("--codec", default="raw", show_default=True, help="raw, dzst, png, jpeg:Q, h264:CRF or av1:CRF.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--name", default="", help="Name of the dataset.", show_default="from the environment")
 @click.option("--license", default="unknown", show_default=True)
