@@ -279,6 +279,13 @@ def test_other_refusals(tmp_path: Path) -> None:
         Schema("episodes", (Feature("x", "uint8"), Feature("x", "uint8")))
 
 
+def test_a_url_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DestinationError, match="not to a URL.*vrl3data push"):
+        Writer("s3://bucket/set", make_spec())
+    assert not list(tmp_path.iterdir())
+
+
 def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "thesis"
     target.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from vrl3data.manifest import DatasetSpec, Manifest
 from vrl3data.schema import Schema
 
 READ_BYTES = 4 * 1024**2
+_URL = re.compile(r"[a-z][a-z0-9+]+:/")
+"""As a Path writes it: with one slash."""
 
 
 def check_target(path: Path) -> None:
     """DestinationError unless `path` is new, empty, or one of our datasets."""
     with locate(path=path):
+        if _URL.match(str(path)):
+            raise DestinationError("datasets are written to a folder, not to a URL; write one, then: vrl3data push")
         if path.exists() and not path.is_dir():
             raise DestinationError("the target is a file, expected a directory")
         if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):
