@@ -18,14 +18,13 @@ from pretrain.frames import HeldOut, SplitFrames, load_frames
 from pretrain.loop import LoopConfig, Trainer
 from pretrain.objectives.hilp import Hilp, HilpConfig
 from pretrain.objectives.mae import PICTURE_CROP, Mae, MaeConfig, Table
-from pretrain.objectives.supervised import VRL3_CONFIG, Images, Supervised, SupervisedConfig
+from pretrain.objectives.supervised import VRL3_CONFIG, Supervised, SupervisedConfig
 from vrl3data import __version__
 from vrl3data.dataset import Dataset, open_dataset
 from vrl3data.encoders.encoder import Encoder, EncoderSpec
 from vrl3data.errors import ConfigError
-from vrl3data.images import load_images
 from vrl3data.report import Reporter, Silent
-from vrl3data.stream import ImageStream, open_images
+from vrl3data.stream import Images, ImageStream, open_images
 
 HILP_STEPS = 900
 MAE_STEPS = 2000
@@ -212,13 +211,14 @@ def _images(
         raise ConfigError("images have no camera; leave --camera out")
     found = dataset.manifest
     facts: dict[str, Any] = {"name": found.name, "fingerprint": found.fingerprint, "license": found.license}
-    train = load_images(dataset, round(size * TRAINING_SCALE), "train" if "train" in found.splits else None, reporter)
+    where = Where(None, reporter)
+    train = where.open(dataset, round(size * TRAINING_SCALE), "train" if "train" in found.splits else None)
     if val is not None:
         with open_dataset(val) as other:
-            scored = load_images(other, size, None, reporter)
+            scored = where.open(other, size, None)
             facts["val"] = {"name": other.manifest.name, "fingerprint": other.manifest.fingerprint}
     elif "val" in found.splits:
-        scored = load_images(dataset, size, "val", reporter)
+        scored = where.open(dataset, size, "val")
     else:
         return Table(train), None, facts
     return Table(train), Table(scored), facts

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, jpeg, make_pictures, write_dataset
 
 import vrl3data
-from pretrain.train import PretrainConfig, pretrain_supervised
+from pretrain.train import PretrainConfig, SelfSupervisedConfig, pretrain_mae, pretrain_supervised
 from vrl3data import report, stream
 from vrl3data.errors import ConfigError, DamagedError
 from vrl3data.images import ImageTable, load_images
@@ -159,6 +159,16 @@ def test_training_from_a_stream_gives_the_same_encoder(path, tmp_path):
     weights = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("memory", "stream")]
     assert weights[0] == weights[1]
     assert any("decoded as they are needed" in note for note in notes)
+
+
+def test_masked_autoencoders_train_from_a_stream_too(path, tmp_path, monkeypatch):
+    config = SelfSupervisedConfig(steps=3, image_size=24, batch_size=8, precision="fp32")
+    weights = []
+    for name, memory in (("memory", 10**12), ("stream", 1000)):
+        monkeypatch.setattr(stream, "physical_memory", lambda memory=memory: memory)
+        pretrain_mae(path, tmp_path / name, config, val=path)
+        weights.append((tmp_path / name / "encoder.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 FLAT = """

@@ -377,6 +377,14 @@ def test_wrong_options_are_refused_by_name(dataset, options, message):
         dataset.windows(**{"batch_size": 4, **options})
 
 
+def test_a_device_that_is_not_there_is_refused(dataset, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="storage 'cuda' needs a GPU"):
+        dataset.windows(4, storage="cuda")
+
+
 def test_names_that_would_collide_are_refused(tmp_path):
     schema = make_schema()
     features = [*schema.features, vrl3data.Feature("step", "int64"), vrl3data.Feature("next.obs.state", "int64")]

@@ -175,8 +175,6 @@ def mix(datasets: Mapping[Dataset, float], batch_size: int, **options: Any) -> B
     names = _names(list(datasets), mixing)
     specs = reconciled(list(datasets), names, window, mixing.fill)
     plans = [WindowPlan(dataset, spec, storage) for dataset, spec in zip(datasets, specs, strict=True)]
-    if len({plan.device for plan in plans}) > 1:
-        raise ConfigError("storage of a device must be that of all datasets")
     if delivery.workers and delivery.worker_kind != "thread" and plans[0].device:
         raise ConfigError("storage of a device cannot be shared with processes; use worker_kind 'thread'")
     return Batches(MixPlan(plans, list(datasets.values()), names, mixing), delivery)

@@ -162,9 +162,12 @@ class ImageStream:
         return decode(self._readers.mine(), position_B, self.size)[0]
 
 
+Images = ImageTable | ImageStream
+
+
 def open_images(
     dataset: Dataset, size: int, split: str | None = None, reporter: Reporter | None = None, stream: bool | None = None
-) -> ImageTable | ImageStream:
+) -> Images:
     """The labelled images of a split, in memory if they fit, else as a stream; `stream` says which."""
     if stream is None:
         need = len(_positions(dataset, split, None)) * size * size * 3

@@ -21,6 +21,7 @@ from vrl3data.encoders.vit import EPS, Block, ViT, sine_cosine
 from vrl3data.errors import ConfigError
 from vrl3data.images import ImageTable
 from vrl3data.sampling import Ints
+from vrl3data.stream import Images, ImageStream
 
 SCORED = 512
 BATCH = 128
@@ -55,16 +56,22 @@ class Pictures(Protocol):
 
 
 class Table:
-    """Pictures in memory, shared by copies of the objective."""
+    """Pictures in memory or of a stream, shared by copies of the objective."""
 
-    def __init__(self, table: ImageTable) -> None:
-        self.images = torch.from_numpy(table.images_NHWC).permute(0, 3, 1, 2)
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.images_loaded = (
+            torch.from_numpy(images.images_NHWC).permute(0, 3, 1, 2) if isinstance(images, ImageTable) else None
+        )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def images_NCHW(self, rows_N: Ints) -> torch.Tensor:
-        return self.images[torch.from_numpy(rows_N)]
+        if isinstance(self.images, ImageStream):
+            return torch.from_numpy(self.images.take(rows_N)).permute(0, 3, 1, 2)
+        assert self.images_loaded is not None
+        return self.images_loaded[torch.from_numpy(rows_N)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Table:
         return self

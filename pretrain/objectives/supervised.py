@@ -19,10 +19,9 @@ from pretrain.loop import Draw
 from vrl3data.encoders.encoder import Encoder
 from vrl3data.errors import ConfigError
 from vrl3data.images import ImageTable
-from vrl3data.stream import ImageStream
+from vrl3data.stream import Images, ImageStream
 
 EVALUATION_BATCH = 200
-Images = ImageTable | ImageStream
 
 
 @dataclass(frozen=True)
