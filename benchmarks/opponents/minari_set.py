@@ -1,8 +1,8 @@
 """Minari: whole episodes are read from its storage, windows are cut from them.
 
 Set up to its advantage: no JPEG, images as rows of bytes in the layout of the batch (for frames eight times as fast
-as pictures, when windows are cut). `each episode once`: a batch reads every episode it needs one time; sampling fewer episodes a
-batch would be faster and give batches that are far from independent.
+as pictures, when windows are cut). `each episode once`: a batch reads every episode it needs one time; sampling fewer
+episodes a batch would be faster and give batches that are far from independent.
 """
 
 from __future__ import annotations
