@@ -33,7 +33,7 @@ ENTRIES = (
     Entry("fancy indexing", "planes in memory", "fancy:PlanesFirst", layouts=("channels",)),
     Entry("h5py, handles kept", "contiguous", "hdf5:Kept", 8),
     Entry("h5py, handles kept", "chunks of 1 frame", "hdf5:Kept", 8, False),
-    Entry("h5py, handles kept", "chunks of 16 frames", "hdf5:Kept", 8, False),
+    Entry("h5py, handles kept", "chunks of 16 frames", "hdf5:Kept", 8),
     Entry("h5py, by path", "images only", "hdf5:ByPath", 25),
     Entry("h5py, by path", "all features", "hdf5:ByPath", 25, False),
     Entry("np.load per window", "stored", "npz:PerWindow", 300),

@@ -1,7 +1,8 @@
 """Minari: whole episodes are read from its storage, windows are cut from them.
 
-Set up to its advantage: no JPEG, images in the layout of the batch. `each episode once`: a batch reads every episode
-it needs one time; sampling fewer episodes a batch would be faster and give batches that are far from independent.
+Set up to its advantage: no JPEG, images as rows of bytes in the layout of the batch (for frames eight times as fast
+as pictures, when windows are cut). `each episode once`: a batch reads every episode it needs one time; sampling fewer
+episodes a batch would be faster and give batches that are far from independent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from opponents.common import FRAMES, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
+from opponents.common import FRAMES, SPAN, STEPS, Array, Batch, Side, Source, Windows, split_span, vectors
 
 
 def write(source: Source, folder: Path, data_format: str) -> Any:
@@ -24,7 +25,7 @@ def write(source: Source, folder: Path, data_format: str) -> Any:
     box = gymnasium.spaces.Box
     wide = np.float32(np.inf)
     space = gymnasium.spaces.Dict(
-        image=box(0, 255, source.row_shape, np.uint8),
+        image=box(0, 255, (source.stored[0][0].size,), np.uint8),
         sensor=box(-wide, wide, source.sensor[0].shape[1:], np.float32),
     )  # fmt: skip
     buffers = []
@@ -32,8 +33,8 @@ def write(source: Source, folder: Path, data_format: str) -> Any:
         steps = len(image) - 1
         ends = np.zeros(steps, bool)
         buffers.append(EpisodeBuffer(
-            observations={"image": image, "sensor": source.sensor[e]}, actions=source.action[e][:steps],
-            rewards=source.reward[e][:steps], terminations=ends, truncations=ends,
+            observations={"image": image.reshape(len(image), -1), "sensor": source.sensor[e]},
+            actions=source.action[e][:steps], rewards=source.reward[e][:steps], terminations=ends, truncations=ends,
         ))  # fmt: skip
     return minari.create_dataset_from_buffers(
         "bench/windows-v0", buffers, observation_space=space, data_format=data_format, jpeg_encoding=False,
@@ -66,5 +67,5 @@ class Episodes(Side):
 def _cut(episode: Any, t: int, out_K: Array) -> tuple[Array, ...]:
     rows_K = np.maximum(np.arange(t - FRAMES + 1, t + STEPS + 1), 0)
     sensor = episode.observations["sensor"]
-    out_K[:] = episode.observations["image"][rows_K]
+    out_K.reshape(SPAN, -1)[:] = episode.observations["image"][rows_K]
     return sensor[t], sensor[t + STEPS], episode.actions[t], episode.rewards[t : t + STEPS]

@@ -1,7 +1,8 @@
 """robomimic's SequenceDataset behind torch's DataLoader, one process.
 
-Set up to its advantage: one sequence covers both stacks (no next_obs in the file), and images are stored in the
-layout of the batch, so that nothing is transposed; its own image processing, which makes floats, is left out.
+Set up to its advantage: one sequence covers both stacks (no next_obs in the file), and images are stored as rows of
+bytes in the layout of the batch, so that nothing is transposed; its own image processing, which makes floats, is left
+out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def write(source: Source, path: Path) -> None:
             demo = data.create_group(f"demo_{e}")
             demo.attrs["num_samples"] = len(frames)
             demo["actions"], demo["rewards"] = source.action[e], source.reward[e]
-            demo[f"obs/{CAMERA}"], demo[f"obs/{SENSOR}"] = frames, source.sensor[e]
+            demo[f"obs/{CAMERA}"], demo[f"obs/{SENSOR}"] = frames.reshape(len(frames), -1), source.sensor[e]
         data.attrs["total"] = sum(len(frames) for frames in source.frames)
 
 
@@ -48,11 +49,13 @@ class Sequences(Side):
     def batches(self, rng: np.random.Generator) -> Iterator[tuple[Windows, Batch]]:
         drawn, now = _Drawn(self.counts_E, self.starts_E, rng), FRAMES - 1
         for item in DataLoader(self.sequences, batch_sampler=drawn, num_workers=0):
+            rows = item["obs"][CAMERA].numpy()
+            span_BK = rows.reshape(*rows.shape[:2], *self.row_shape)
             sensor, reward = item["obs"][SENSOR].numpy(), item["rewards"].numpy()
             small = vectors(
                 sensor[:, now], sensor[:, now + STEPS], item["actions"][:, now].numpy(), reward[:, now : now + STEPS]
             )  # fmt: skip
-            yield drawn.windows, split_span(item["obs"][CAMERA].numpy(), self.layout) | small
+            yield drawn.windows, split_span(span_BK, self.layout) | small
 
 
 class _Drawn(Sampler[list[int]]):
