@@ -15,7 +15,7 @@ from vrl3data.schema import Array
 GAP = 1.7
 """A step longer than this many usual ones: one lost row makes 2."""
 JITTER = 0.15
-"""Mean deviation of a step from the usual one, as a share of it. A guess: the clean sets come from simulators, with none."""
+"""Mean deviation of a step from the usual one, as a share of it. A guess: simulators have none."""
 SHORTEST = 100_000
 """Nanoseconds: 10 kHz; no control loop with cameras is faster, but stamps in microseconds look like it."""
 RATE_TIMES = 1.25
