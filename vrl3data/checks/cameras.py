@@ -16,6 +16,8 @@ from vrl3data.schema import Array
 
 BLANK_SPREAD = 1.0
 """Standard deviation over the cells of a thumbnail: a lens cap with noise has 0.5, the dullest frame of relocate 10."""
+FLAT_DEPTH = 0.002
+"""The same for depth, as a share of the depth: its unit is free."""
 HELD_CHANGE = 0.02
 """A frame is held if it changes by less than this share of the usual change; a lossy codec does not keep 0."""
 MOVING = 0.3
@@ -45,7 +47,7 @@ COLORS: dict[str, Callable[[Array], Array]] = {
 def blank_frames(episode: Observed) -> Iterator[Finding]:
     """Frames without any picture: black, white, or of one colour."""
     for name, frames in episode.cameras.items():
-        blank = frames.spread_N < BLANK_SPREAD
+        blank = without_picture(episode, name)
         if not blank.any():
             continue
         step = int(blank.argmax())
@@ -54,6 +56,14 @@ def blank_frames(episode: Observed) -> Iterator[Finding]:
         kind = "without a picture" if depth else "black" if level < 16 else "white" if level > 239 else "of one colour"
         message = f"{int(blank.sum())} of {len(blank)} frames are {kind}"
         yield Finding("blank_frames", message, episode.at(name, step), "warn")
+
+
+def without_picture(episode: Observed, name: str) -> Array:
+    """Which frames of a camera show nothing."""
+    frames = episode.cameras[name]
+    pixels = episode.schema[name].dtype == "uint8"
+    blank: Array = frames.spread_N <= (BLANK_SPREAD if pixels else FLAT_DEPTH * np.abs(frames.level_N))
+    return blank
 
 
 def held(episode: Observed, frames: Frames) -> tuple[Array, Array, bool]:
@@ -71,9 +81,10 @@ def frozen_camera(episode: Observed) -> Iterator[Finding]:
     """A camera that shows one and the same frame for long while the body moves."""
     for name, frames in episode.cameras.items():
         still, moving, known = held(episode, frames)
+        blank = without_picture(episode, name)
         for start, stop in _stretches(still):
             enough = FROZEN_MOVES if known else max(FROZEN_MOVES, len(still) // 2)
-            if moving[start:stop].sum() >= enough and frames.spread_N[start] >= BLANK_SPREAD:
+            if moving[start:stop].sum() >= enough and not blank[start]:
                 message = f"{stop - start + 1} frames in a row are the same" + (
                     " while the body moves" if known else ""
                 )
@@ -85,7 +96,7 @@ def held_frames(episode: Observed) -> Iterator[Finding]:
     """More than 10 % of frames repeat the one before although the body moves."""
     for name, frames in episode.cameras.items():
         still, moving, known = held(episode, frames)
-        lone = still & moving & (frames.spread_N[1:] >= BLANK_SPREAD)
+        lone = still & moving & ~without_picture(episode, name)[1:]
         for start, stop in _stretches(still):
             if moving[start:stop].sum() >= FROZEN_MOVES:
                 lone[start:stop] = False  # `frozen_camera` speaks of these
@@ -124,12 +135,12 @@ def cuts(episode: Observed, name: str) -> list[int]:
 def turned(episode: Observed) -> Iterator[Finding]:
     """A camera that turns, mirrors, changes colours or place, or shows something else, from one frame to the next."""
     for name, frames in episode.cameras.items():
-        thumbs = frames.thumbs_NGGC
+        thumbs, blank = frames.thumbs_NGGC, without_picture(episode, name)
         for step in cuts(episode, name)[:20]:
             apart = _rms(thumbs[step] - thumbs[step - 1])
             found = _best_turn(episode, name, step)
             back = step + 1 < len(thumbs) and _rms(thumbs[step + 1] - thumbs[step - 1]) < 0.5 * apart
-            if frames.spread_N[step - 1 : step + 1].min() < BLANK_SPREAD:
+            if blank[step - 1 : step + 1].any():
                 continue  # `blank_frames` speaks of it
             if found and found[1] < 0.4 * apart:
                 message = f"from this frame on the picture is {found[0][1]}"

@@ -20,6 +20,7 @@ MAX_FRAMES = 20_000
 FINE = 160
 """Larger pictures are thinned out to about this many rows: the checks look at coarse things."""
 BLOCK = 64
+LARGEST = 1e9
 
 
 @dataclass
@@ -103,4 +104,5 @@ def _averages(size: int, grid: int) -> Array:
 def _thinned(rows: Array) -> Array:
     frames = rows[..., None] if rows.ndim == 3 else rows
     stride = max(1, min(frames.shape[1:3]) // FINE)
-    return frames[:, ::stride, ::stride]
+    thin = frames[:, ::stride, ::stride]
+    return np.clip(thin, -LARGEST, LARGEST) if thin.dtype.kind == "f" else thin

@@ -66,7 +66,14 @@ def stuck(data: Collected) -> Iterator[Finding]:
         if len(having) <= MIN_OTHERS or not run.size:
             continue
         usual = others(run, "max")
+        whole = run.min(axis=1)  # at most what all entries stand still for at once
+        usually = others(whole[:, None], "max")[:, 0]
         for number, summary in enumerate(having):
+            if whole[number] >= STUCK_ROWS and whole[number] > STUCK_TIMES * usually[number]:
+                start = int(summary.columns[feature.name].run_at.max())
+                message = f"all entries stand still for about {int(whole[number])} rows, in the other episodes for "
+                where = summary.at(feature.name, start)
+                yield Finding("stuck", f"{message}{int(usually[number])} at most", where, "warn")
             length = int(summary.meta["length"])
             limit = np.maximum(max(STUCK_ROWS, STUCK_SHARE * length), STUCK_TIMES * usual[number])
             for column in np.flatnonzero(run[number] > limit):

@@ -32,7 +32,7 @@ judged: their motions are smooth, and small in the picture."""
 EXCESS, MARGIN = 0.05, 0.25
 """By how much another lag must correlate better in an episode, and by how many deviations of the other episodes that
 must pass the greatest of so many normal numbers, sqrt(2 ln E). Clean sets, where lag 0 is sharp: 0.044 at most, with a
-margin below 0; an episode shifted by one step: 0.05 to 1.2."""
+margin below 0; an episode shifted by one step: mostly 0.05 to 1.1."""
 RARE, USUAL = 0.1, 0.9
 """Shares of episodes in which a repeated frame at the edge is one's own mistake, or a mistake of all."""
 TIMES, EXPLAINED = 2.0, 0.03

@@ -15,7 +15,9 @@ from vrl3data.schema import Array
 GAP = 1.7
 """A step longer than this many usual ones: one lost row makes 2."""
 JITTER = 0.15
-"""Mean deviation of a step from the usual one, as a share of it. Control loops of robot logs show up to 5 %."""
+"""Mean deviation of a step from the usual one, as a share of it. A guess: simulators have none."""
+SHORTEST = 100_000
+"""Nanoseconds: 10 kHz; no control loop with cameras is faster, but stamps in microseconds look like it."""
 RATE_TIMES = 1.25
 FLAGS = ("terminated", "truncated", "done", "dones", "is_terminal", "is_last", "terminal", "timeout")
 ZERO_SHARE = 0.9
@@ -43,6 +45,9 @@ def timestamps(episode: Observed) -> Iterator[Finding]:
 
 def _rhythm(episode: Observed, steps: Array) -> Iterator[Finding]:
     usual = float(np.median(steps))
+    if usual < SHORTEST:
+        message = f"the usual step of time is {usual / 1000:.3g} microseconds; stamps are in nanoseconds"
+        yield Finding("timestamps", message, episode.at("timestamp"), "warn")
     trembling = np.abs(steps[steps < 3 * usual] - usual)
     jitter = float(trembling.mean()) / usual
     if jitter > JITTER:
@@ -104,7 +109,7 @@ def continued(data: Collected) -> Iterator[Finding]:
     ]
     if len(pairs) < MIN_OTHERS:
         return
-    # Between episodes a body is put back: its way there is many steps long, in the clean sets 5 at least.
+    # Between episodes a body is put back, which is many steps away unless it was never moved.
     apart = np.array([_distance(a.states_ND[-1], b.states_ND[0], a.states_ND) for _, _, a, b in pairs])
     for number, (one, two, _, _) in enumerate(pairs):
         rest = np.delete(apart, number)
