@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,8 +107,8 @@ def test_every_prefix_of_a_shard_being_written(tmp_path: Path) -> None:
     ends = [start + shard.padded(size) for start, size in (entry.members["meta.json"] for entry in entries)]
     rng = np.random.default_rng(0)
     read = {*ends, *(end - 1 for end in ends), *range(0, len(whole), 509), len(whole), *rng.integers(0, len(whole), 40)}
-    for length in range(len(whole) + 1):
-        part.write_bytes(whole[:length])
+    for length in range(len(whole), -1, -1):
+        os.truncate(part, length)
         count = sum(end <= length for end in ends)
         assert [entry.meta for entry in scan.scan(part).entries] == [entry.meta for entry in entries[:count]]
         if length in read:
@@ -126,8 +127,8 @@ def test_every_prefix_of_a_finished_shard(tmp_path: Path) -> None:
     path = tiny(tmp_path / "set")
     file = path / "data" / SHARD
     whole = file.read_bytes()
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
+    for length in range(len(whole) - 1, -1, -1):
+        os.truncate(file, length)
         found = everything(path)
         assert isinstance(found, Vrl3dataError), f"{length} bytes of {len(whole)} were taken for all"
         assert SHARD in str(found)
@@ -135,8 +136,9 @@ def test_every_prefix_of_a_finished_shard(tmp_path: Path) -> None:
             assert not validate(path).ok
     (path / "dataset.json").unlink()
     (path / "index.parquet").unlink()
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
+    file.write_bytes(whole)
+    for length in range(len(whole) - 1, -1, -1):
+        os.truncate(file, length)
         with pytest.raises(Vrl3dataError, match=SHARD):
             scan.scan(file)
         if length % 499 == 0:
