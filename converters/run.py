@@ -169,11 +169,14 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
         return
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(jobs, context, initializer=start_worker, initargs=(setup,))
+    results: Any = executor._result_queue
     pending: deque[Future[list[EncodedSample | Failed]]] = deque()
     try:
         for batch in batches:
             pending.append(executor.submit(work, batch))
             if len(pending) >= jobs * AHEAD:
+                if len(executor._processes) == jobs:
+                    _only_read(results)  # no worker that is still to be started would inherit it
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -190,6 +193,17 @@ def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator
             child.terminate()
         for child in children:
             child.join()
+        _only_read(results)
+
+
+def _only_read(results: Any) -> None:
+    """Close our own writing end of the pipe that results come through.
+
+    A worker that dies while it sends then leaves an end of file; with our end open, the executor's thread, and the
+    interpreter at its exit, would wait for the rest of the message forever.
+    """
+    if not results._writer.closed:
+        results._writer.close()
 
 
 def _verified(plan: Plan, dest: Path, reporter: Reporter) -> tuple[str, ...]:

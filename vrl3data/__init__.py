@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vrl3data.dataset import open_dataset as open
     from vrl3data.encoders.encoder import Encoder as Encoder
     from vrl3data.loader import load_episodes as load_episodes
+    from vrl3data.mixing import mix as mix
     from vrl3data.record import Recorder as Recorder
     from vrl3data.record import RecordOptions as RecordOptions
     from vrl3data.replay import BatchSpec as BatchSpec
@@ -49,6 +50,7 @@ _PUBLIC = {
     "validate": "vrl3data.validation:validate",
     "load_episodes": "vrl3data.loader:load_episodes",
     "BatchSpec": "vrl3data.replay:BatchSpec",
+    "mix": "vrl3data.mixing:mix",
     "Replay": "vrl3data.replay:Replay",
     "pretrain_supervised": "pretrain.train:pretrain_supervised",
     "pretrain_hilp": "pretrain.train:pretrain_hilp",
@@ -77,6 +79,7 @@ __all__ = [
     "evaluate",
     "inflate",
     "load_episodes",
+    "mix",
     "open",
     "pretrain_hilp",
     "pretrain_mae",

@@ -19,6 +19,7 @@ from vrl3data.address import Address
 from vrl3data.derive import from_shards
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.folder import PACKAGED as PACKAGED
+from vrl3data.folder import check_schema
 from vrl3data.folder import check_shards as check_shards
 from vrl3data.folder import locate_dataset as locate_dataset
 from vrl3data.index import IndexFile
@@ -238,6 +239,7 @@ def open_dataset(
         if known is None:
             return Dataset(directory, *from_shards(directory), verify=verify)
         check_shards(directory, known)
+        check_schema(directory, known)
         table = index.read(directory, known)
         if table is not None:
             return Dataset(directory, known, table, verify=verify)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from vrl3data import codecs, shard
+from vrl3data import codecs, shard, storage
 from vrl3data.errors import SchemaError, locate
 from vrl3data.preview import contact_sheet, preview_rows
 from vrl3data.sample import Body, Content, EncodedSample, Identity, bytes_of, describe, sample_digest
@@ -31,37 +32,42 @@ PSNR_CAP = 100.0
 class _Body:
     """A member that grows: in memory at first, in a spool file when it gets large. Hashes as it grows."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, views: bool = False) -> None:
         self.spool, self.size, self.hash = spool, 0, xxhash.xxh3_128()
+        self.views = views
+        """Whether the parts may stay where they lie until they are written."""
         self.chunks: list[bytes | memoryview] = []
         self.file: Any = None
 
     def write(self, data: bytes | memoryview) -> None:
         self.hash.update(data)
         self.size += len(data)
-        if self.file is None and self.size > SPOOL_BYTES:
-            self.spool.mkdir(exist_ok=True)
-            self.file = tempfile.NamedTemporaryFile(dir=self.spool, suffix=".member", delete=False)  # noqa: SIM115
-            for chunk in self.chunks:
-                self.file.write(chunk)
-            self.chunks = []
-        if self.file is None:
+        if self.views or (self.file is None and self.size <= SPOOL_BYTES):
             self.chunks.append(data)
-        else:
+            return
+        with storage.writing(self.spool, storage.RESUME_HINT):
+            if self.file is None:
+                self.spool.mkdir(exist_ok=True)
+                self.file = tempfile.NamedTemporaryFile(dir=self.spool, suffix=".member", delete=False)  # noqa: SIM115
+                self.file.writelines(self.chunks)
+                self.chunks = []
             self.file.write(data)
 
     def close(self) -> Body:
+        if self.views:
+            return tuple(self.chunks)
         if self.file is None:
             return b"".join(self.chunks)
-        self.file.close()
+        with storage.writing(self.spool, storage.RESUME_HINT):
+            self.file.close()
         return Path(self.file.name)
 
 
 class _Encoder:
     """The state of encoding one episode."""
 
-    def __init__(self, episode: Episode, schema: Schema, spool: Path) -> None:
-        self.episode, self.schema, self.spool = episode, schema, spool
+    def __init__(self, episode: Episode, schema: Schema, spool: Path, views: bool) -> None:
+        self.episode, self.schema, self.spool, self.views = episode, schema, spool, views
         self.bodies: list[tuple[str, _Body]] = []
         self.content: list[dict[str, Any]] = []
         self.absent: list[str] = []
@@ -69,8 +75,8 @@ class _Encoder:
         self.psnr, self.max_error = -1.0, -1.0
         self.image_size = (0, 0)
 
-    def member(self, name: str) -> _Body:
-        body = _Body(self.spool)
+    def member(self, name: str, views: bool = False) -> _Body:
+        body = _Body(self.spool, views)
         self.bodies.append((name, body))
         return body
 
@@ -118,7 +124,7 @@ class _Encoder:
 
     def _raw(self, feature: Feature, blocks: Iterator[Array], count: int, stays: bool) -> None:
         """`stays`: the blocks keep their values until the sample is done. A source may use their memory again."""
-        body, content = self.member(f"{feature.name}.npy"), Content(feature)
+        body, content = self.member(f"{feature.name}.npy", views=stays and self.views), Content(feature)
         body.write(shard.npy_header(feature.dtype, (count, *feature.shape)))
         for block in blocks:
             content.add(block)
@@ -206,7 +212,8 @@ class _Encoder:
         """Remove the spool files of a sample that will not be."""
         for _, body in self.bodies:
             if body.file is not None:
-                body.file.close()
+                with suppress(OSError):  # a full disk has refused these bytes already, and that was reported
+                    body.file.close()
                 Path(body.file.name).unlink(missing_ok=True)
 
     def preview(self) -> None:
@@ -264,15 +271,17 @@ class _Error:
 
 
 def encode(
-    episode: Episode, schema: Schema, identity: Identity, spool: Path, sample_id: str | None = None
-) -> EncodedSample:
+    episode: Episode, schema: Schema, identity: Identity, spool: Path, sample_id: str | None = None, *,
+    views: bool = False,
+) -> EncodedSample:  # fmt: skip
     """All members of `episode`; SchemaError if it does not fit `schema`. Large members are files in `spool`.
 
-    `sample_id` is that of a sample which was written before, and keeps it.
+    `sample_id` is that of a sample which was written before, and keeps it. With `views`, raw members are views of the
+    arrays of `episode`, which must not change until they are written.
     """
     with locate(episode=episode.name):
         check(episode, schema)
-        encoder = _Encoder(episode, schema, spool)
+        encoder = _Encoder(episode, schema, spool, views)
         try:
             for feature in schema.features:
                 encoder.feature(feature)

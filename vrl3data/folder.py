@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from vrl3data import address, index, manifest
+from vrl3data import address, index, manifest, scan
 from vrl3data.address import Address
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
 from vrl3data.manifest import Manifest
+from vrl3data.schema import Schema
 
 PACKAGED = "sample:"
 
@@ -50,3 +52,20 @@ def check_shards(directory: Path, found: Manifest) -> None:
             state = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
             with locate(shard=name):
                 raise DamagedError(f"the shard {state}, the manifest promises {size} bytes")
+
+
+def check_schema(directory: Path, found: Manifest) -> None:
+    """DamagedError if dataset.json, which has no hash, does not describe the features as the first shard does."""
+    for name, info in list(found.listed().items())[:1]:
+        here = Manifest.from_head(scan.read_head(directory / "data" / name, info.linked))
+        told = {"schema": _by_name(found.schema), "dataset_id": here.dataset_id if info.linked else found.dataset_id}
+        differing = manifest.differences({"schema": _by_name(here.schema), "dataset_id": here.dataset_id}, told)
+        if differing or here.schema != found.schema:
+            with locate(shard=name):
+                raise DamagedError(
+                    f"{manifest.MANIFEST} does not say what the shard says: {'; '.join(differing[:3]) or 'schema'}"
+                )
+
+
+def _by_name(schema: Schema) -> dict[str, Any]:
+    return {feature.name: feature.to_json() for feature in schema.features} | {"extras": list(schema.extras)}

@@ -20,7 +20,14 @@ BLOCK_BYTES = 32 * 1024**2
 """Of decoded rows, held at a time by `describe`."""
 
 
-Body = bytes | memoryview | Path
+Body = bytes | memoryview | Path | tuple[bytes | memoryview, ...]
+
+
+def body_size(body: Body) -> int:
+    """Bytes of a member."""
+    if isinstance(body, tuple):
+        return sum(len(piece) for piece in body)
+    return body.stat().st_size if isinstance(body, Path) else len(body)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """All members of a sample but its key. A body is bytes, a view of bytes that outlives this, or a spool file.
+    """All members of a sample but its key. A body is bytes, views of bytes that outlive this, or a spool file.
 
     A spool file belongs to the receiver. Views do not travel between processes.
     """
@@ -47,7 +54,7 @@ class EncodedSample:
     members: tuple[tuple[str, Body], ...]
 
     def sizes(self) -> list[int]:
-        return [body.stat().st_size if isinstance(body, Path) else len(body) for _, body in self.members]
+        return [body_size(body) for _, body in self.members]
 
     @property
     def shard_bytes(self) -> int:

@@ -26,6 +26,8 @@ from vrl3data.shard import (
     unsealed,
 )
 
+MAX_HEAD = 64 * 1024**2
+
 
 @dataclass
 class Scan:
@@ -44,6 +46,17 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise DamagedError("the shard is empty") from error
+
+
+def read_head(path: Path, linked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`__meta__` of a shard, the first member, and nothing else. DamagedError, FormatError."""
+    with locate(shard=path.name), path.open("rb") as file:
+        name, size = parse_member_header(file.read(BLOCK))
+        if name != HEAD_MEMBER or size > MAX_HEAD:
+            raise DamagedError(f"expected the member {HEAD_MEMBER} first, found {name!r} of {size} bytes")
+        head = check_shard_head(unsealed(file.read(size), name))
+        _check_place(path.name, linked, head)
+        return head
 
 
 def scan(path: Path, window: int = 0, linked: Mapping[str, Any] | None = None) -> Scan:
@@ -66,21 +79,17 @@ def scan(path: Path, window: int = 0, linked: Mapping[str, Any] | None = None) -
                 if not part or walk.result is None or walk.records_after(walk.result.end) >= window:
                     raise
                 result = walk.torn()
-        if linked is None:
-            _check_name(path.name, result.head)
-        else:
-            _check_linked(linked, result.head)
+        _check_place(path.name, linked, result.head)
         return result
 
 
-def _check_linked(linked: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-    for key in ("dataset_id", "split", "shard"):
-        if head[key] != linked.get(key):
+def _check_place(name: str, linked: Mapping[str, Any] | None, head: Mapping[str, Any]) -> None:
+    """The head of a shard says which one it is; so does its name, or dataset.json of a linked one."""
+    for key in ("dataset_id", "split", "shard") if linked is not None else ():
+        if linked is not None and head[key] != linked.get(key):
             raise DamagedError(f"dataset.json links a shard of {key} {linked.get(key)!r}, found one of {head[key]!r}")
-
-
-def _check_name(name: str, head: Mapping[str, Any]) -> None:
-    """The head of a shard says which one it is; so does its name."""
+    if linked is not None:
+        return
     match = FILE_NAME.fullmatch(name)
     if head and (match is None or (match[1], int(match[2])) != (head["split"], head["shard"])):
         raise DamagedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,10 +12,12 @@ from typing import Any, BinaryIO
 from vrl3data import shard, storage, takeover
 from vrl3data.errors import DamagedError, locate
 from vrl3data.manifest import ShardInfo, SplitInfo
-from vrl3data.sample import Body
+from vrl3data.sample import Body, body_size
 from vrl3data.scan import Scan
 
 COPY_BYTES = 4 * 1024**2
+LARGE = 64 * 1024
+"""Pieces of this size are written where they lie; smaller ones are joined first."""
 BUFFER_BYTES = 1024**2
 
 
@@ -121,34 +123,33 @@ class SplitWriter:
         self.size += len(data)
 
     def _put(self, members: Sequence[tuple[str, Body]]) -> list[tuple[int, int]]:
-        """Headers, payloads, padding; what is small in one write. Returns (offset, size) of each payload."""
+        """Headers, payloads, padding; large pieces without a copy. Returns (offset, size) of each payload."""
         places: list[tuple[int, int]] = []
         waiting: list[bytes | memoryview] = []
         offset = self.size
         for name, body in members:
-            size = body.stat().st_size if isinstance(body, Path) else len(body)
+            size = body_size(body)
             places.append((offset + shard.BLOCK, size))
             offset += shard.BLOCK + shard.padded(size)
             waiting.append(shard.member_header(name, size))
-            if isinstance(body, Path) or size > COPY_BYTES:
+            for piece in _pieces(body):
+                if len(piece) < LARGE:
+                    waiting.append(piece)
+                    continue
                 self._write(b"".join(waiting))
+                self._write(piece)
                 waiting = []
-                self._copy(body)
-            else:
-                waiting.append(body)
             waiting.append(bytes(shard.padded(size) - size))
         self._write(b"".join(waiting))
         assert self.size == offset
         assert offset % shard.BLOCK == 0
         return places
 
-    def _copy(self, body: Body) -> None:
-        """A large payload, without another copy of it in memory."""
-        if isinstance(body, Path):
-            with body.open("rb") as file:
-                while chunk := file.read(COPY_BYTES):
-                    self._write(chunk)
-            return
-        view = memoryview(body)
-        for start in range(0, len(view), COPY_BYTES):
-            self._write(view[start : start + COPY_BYTES])
+
+def _pieces(body: Body) -> Iterator[bytes | memoryview]:
+    if isinstance(body, Path):
+        with body.open("rb") as file:
+            while chunk := file.read(COPY_BYTES):
+                yield chunk
+    else:
+        yield from body if isinstance(body, tuple) else (body,)

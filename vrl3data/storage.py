@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vrl3data.errors import DestinationError, locate
 
+RESUME_HINT = "what was confirmed is safe; run the same command again to go on"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",

@@ -27,7 +27,6 @@ CONFIRM_IMAGES = 1000
 CONFIRM_BYTES = 64 * 1024**2
 LOCK = ".vrl3data.lock"
 SPOOL = ".spool"
-RESUME_HINT = "what was confirmed is safe; run the same command again to go on"
 
 
 class Writer:
@@ -86,7 +85,7 @@ class Writer:
 
     def write(self, episode: Episode) -> None:
         """Encode and append one episode or image."""
-        self.append(encode(episode, self.spec.schema, self.identity, self.spool))
+        self.append(encode(episode, self.spec.schema, self.identity, self.spool, views=True))
 
     def append(self, sample: EncodedSample) -> None:
         """Append one encoded sample; it is confirmed at once, or with the next batch in kind `images`."""
@@ -113,7 +112,7 @@ class Writer:
         """An error of the disk ends this writer: what was not confirmed is forgotten, the rest stays on disk."""
         if self._failed:
             raise DestinationError("this writer has failed; open a new one to go on")
-        with storage.writing(self.path, RESUME_HINT):
+        with storage.writing(self.path, storage.RESUME_HINT):
             try:
                 yield
             except (OSError, AssertionError):
@@ -163,10 +162,9 @@ class Writer:
             self.confirm()
             for split in self.splits.values():
                 split.close()
-            table = self._index.table()
-            if self._before is not None:
-                table = index.joined(self._before, table)
-            index_facts = index.write(self.path, table)
+            rows = self._index if self._before is None else index.joined(self._before, self._index.table())
+            index_facts = index.write(self.path, rows)
+            table = index.IndexFile(self.path / index.INDEX)
             found = self._manifest(table)
             with Dataset(self.path, found, table, verify="off") as dataset:
                 statistics = stats.compute(dataset)
@@ -235,7 +233,7 @@ class Writer:
             split.open()
         return split
 
-    def _manifest(self, table: pa.Table) -> Manifest:
+    def _manifest(self, table: index.IndexFile) -> Manifest:
         """All of it but statistics and what the run has to say."""
         written = {name: split.info for name, split in self.splits.items()}
         provenance = self.spec.provenance.to_json()
