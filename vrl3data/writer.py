@@ -201,12 +201,14 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self.complete:
-            self.finish()
-        elif not self.complete and not self._failed:
-            with suppress(OSError):  # the error on its way out matters more than a disk that is full as well
-                self.confirm()
-        self.close()
+        try:
+            if kind is None and not self.complete:
+                self.finish()
+            elif not self.complete and not self._failed:
+                with suppress(OSError):  # the error on its way out matters more than a disk that is full as well
+                    self.confirm()
+        finally:
+            self.close()
 
     # -- shards ------------------------------------------------------------------------------------------------
 
