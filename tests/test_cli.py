@@ -45,7 +45,7 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
     assert blocks(ROOT / "README.md", "")[1].strip() in shell.stdout
     assert (tmp_path / "page.html").stat().st_size > 10_000
     python, printed = blocks(ROOT / "README.md", "python"), ""
-    assert len(python) == 5
+    assert len(python) == 6
     for code in python:
         ran = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                              timeout=120, check=False)  # fmt: skip
@@ -54,6 +54,7 @@ def test_what_the_readme_shows_runs(tmp_path: Path) -> None:
     assert "000000003.action.npy (7, 28)" in printed
     assert "torch.Size([2, 256])" in printed
     assert "(256, 9, 84, 84) (256,) 0.99" in printed
+    assert "(32, 3, 84, 84, 3) float32 True" in printed
     assert len(vrl3data.open(tmp_path / "out" / "mine")) > 1
 
 
@@ -152,10 +153,10 @@ def test_a_damaged_dataset_is_exit_code_4(tmp_path: Path) -> None:
     assert result.returncode == 4
     assert "the shard is missing" in result.stderr
     head = json.loads((path / "dataset.json").read_text())
-    (path / "dataset.json").write_text(json.dumps({**head, "requires": ["codec:av1"]}))
+    (path / "dataset.json").write_text(json.dumps({**head, "requires": ["codec:av9"]}))
     result = run_cli("info", path)
     assert result.returncode == 4
-    assert "requires 'codec:av1'" in result.stderr
+    assert "requires 'codec:av9'" in result.stderr
 
 
 def test_what_must_not_be_overwritten_or_rebuilt(tmp_path: Path) -> None:
