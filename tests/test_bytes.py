@@ -129,10 +129,12 @@ def test_every_prefix_of_a_finished_shard(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in range(len(whole) - 1, -1, -1):
         os.truncate(file, length)
-        found = everything(path)
-        assert isinstance(found, Vrl3dataError), f"{length} bytes of {len(whole)} were taken for all"
-        assert SHARD in str(found)
+        with pytest.raises(Vrl3dataError, match=SHARD):  # a length that opens was taken for all
+            vrl3data.open(path)
         if length % 499 == 0:
+            found = everything(path)
+            assert isinstance(found, Vrl3dataError)
+            assert SHARD in str(found)
             assert not validate(path).ok
     (path / "dataset.json").unlink()
     (path / "index.parquet").unlink()
