@@ -83,6 +83,8 @@ def _dataset(data: bytes) -> Bundle:
         found = Manifest.from_json(shard.check_head(json.loads(data)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"this is not a manifest of a dataset: {type(error).__name__} {error}") from error
+    if found.is_linked:
+        raise ConfigError("a dataset of linked shards does not travel; make it whole first: vrl3data compact")
     promised = found.index.get("xxh3_128")
     digests = {"xxh3_128": promised} if isinstance(promised, str) else {}
     files = [File(manifest.MANIFEST), File(index.INDEX, digests=digests), File(CARD, required=False)]

@@ -77,7 +77,7 @@ def _configs(found: Manifest) -> dict[str, Any]:
     """Which files belong to which split; a shard that is still being written is none of them."""
     finished = [name for name, split in found.splits.items() if any(s.name.endswith(".tar") for s in split.shards)]
     data_files = [{"split": name, "path": f"data/{name}-*.tar"} for name in finished]
-    if not data_files:
+    if not data_files or found.is_linked:  # other readers take linked shards whole: every split would be everything
         return {}
     # `datasets` finds its cache by the folder's name and this block alone: without the fingerprint in it, a second
     # dataset of the same name, or one that was made anew, would silently load as the first.

@@ -20,16 +20,16 @@ from converters.base import Converter, Plan, Unit
 from converters.verify import verify_sources
 from converters.worker import Failed, Setup, start_worker, work
 from vrl3data import index, manifest
-from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError
+from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest
 from vrl3data.report import Reporter, Silent
 from vrl3data.sample import EncodedSample, Identity
 from vrl3data.takeover import check_target
-from vrl3data.writer import Writer
+from vrl3data.writer import Writer, lock
 
 AHEAD = 3
 """Batches per worker that may wait to be written: bounds the memory."""
-NEW, OLD = ".new", ".old"
+NEW, OLD = ".new", ".vrl3data-replaced"
 
 
 class WorkerError(Vrl3dataError):
@@ -81,17 +81,37 @@ def run(
     if options.append and options.overwrite:
         raise ConfigError("append and overwrite exclude each other")
     plan, dest = converter.plan(), dest.resolve()
+    old = dest.with_name(f".{dest.name}{OLD}")
+    if old.exists() and not dest.exists():  # an earlier run was killed between its two renames
+        old.rename(dest)
     if not options.overwrite or not dest.exists():
         return _run(converter, plan, dest, options, reporter)
+    if old.exists():
+        shutil.rmtree(old)
     # The new dataset grows beside the old one, which stays where it is until the new one is whole.
     check_target(dest)
-    new, old = dest.with_name(dest.name + NEW), dest.with_name(dest.name + OLD)
+    _check_own(dest)
+    new = dest.with_name(dest.name + NEW)
     reporter.note(f"writing to {new} until it is whole")
     receipt = _run(converter, plan, new, options, reporter)
-    dest.rename(old)
-    new.rename(dest)
+    with lock(dest):
+        _check_own(dest)
+        dest.rename(old)
+        new.rename(dest)
     shutil.rmtree(old)
     return replace(receipt, path=dest)
+
+
+def _check_own(dest: Path) -> None:
+    """DestinationError if something lies there that is not of the dataset: it would be deleted with it."""
+    ours = ("data", "README.md", manifest.MANIFEST, index.INDEX)
+    shards = set(index.shard_files(dest))
+    data = (dest / "data").iterdir() if (dest / "data").is_dir() else ()
+    foreign = [item for item in dest.iterdir() if item.name not in ours] + [item for item in data if item not in shards]
+    for item in sorted(foreign):
+        if not item.name.startswith("."):
+            with locate(path=dest):
+                raise DestinationError(f"{item.name!r} is not of the dataset and would be deleted; move it away")
 
 
 def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, reporter: Reporter) -> Receipt:
@@ -107,6 +127,8 @@ def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, repo
         _convert(converter, plan, writer, options, reporter)
         if len(writer.present) == writer.appended_to:
             reasons = "; ".join(entry["reason"] for entry in writer.skipped[:3])
+            if plan.count and not reasons:
+                reasons = "every sample of the source is in the dataset already"
             raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
         found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
     return Receipt(dest, found, len(writer.present) - before, time.monotonic() - started, plan.notes)

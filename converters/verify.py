@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converters.base import file_sha256
+from vrl3data import index, scan
 from vrl3data.dataset import open_dataset
 from vrl3data.errors import SourceError, locate
 from vrl3data.report import Reporter
 from vrl3data.sample import Identity
+from vrl3data.writer import CONFIRM_IMAGES
 
 
 def verify_sources(dest: Path, find: Callable[[str], Path], identity: Identity, reporter: Reporter) -> int:
@@ -18,12 +20,18 @@ def verify_sources(dest: Path, find: Callable[[str], Path], identity: Identity, 
     `find`: name of a source as samples state it -> its file. SourceError names the first that is gone or has changed.
     """
     with open_dataset(dest, verify="off") as dataset:
+        listed = dataset.manifest.listed()
         columns = (dataset.index[name].to_pylist() for name in ("id", "name", "source", "source_sha256"))
         made = {
             (source, sha256)
             for sample_id, name, source, sha256 in zip(*columns, strict=True)
             if sha256 and identity.sample_id(name) == sample_id
         }
+    for path in index.shard_files(dest):
+        if path.name not in listed:  # of an append that was not finished, and will go on
+            metas = (entry.meta for entry in scan.scan(path, CONFIRM_IMAGES).entries)
+            made |= {(meta["source"], meta["source_sha256"]) for meta in metas
+                     if meta["source_sha256"] and identity.sample_id(meta["name"]) == meta["id"]}  # fmt: skip
     with reporter.progress("hashing sources", len(made), "files") as advance:
         for source, sha256 in sorted(made):
             _verify(source, find(source), sha256)

@@ -133,3 +133,39 @@ def test_sources_are_verified_before_anything_is_reused(tmp_path: Path) -> None:
     # Another size means another source: that is found without hashing, and says so.
     with pytest.raises((DestinationError, SourceError), match="another dataset|has changed"):
         vrl3data.convert("imagenet", pictures, tmp_path / "images", verify_source=True)
+
+
+@pytest.mark.parametrize("storage", ["ram", "stream"])
+def test_an_open_reader_does_not_notice_an_append(tmp_path: Path, storage: str) -> None:
+    path = write_dataset(tmp_path / "set", 4)
+    with vrl3data.open(path) as dataset:
+        append(path, 3, split="before")  # a split that comes first
+        assert [item.name for item in dataset] == [f"episode-{n}" for n in range(4)]
+        assert (dataset[0]["action"] == make_episode(0, 4).values["action"]).all()
+        with dataset.windows(2, features=("obs.state",), cameras=(), storage=storage, epochs=1, workers=1) as batches:
+            seen = {int(n) for batch in batches for n in batch["episode"]}
+        assert seen == {0, 1, 2, 3}
+    with vrl3data.open(path) as dataset:
+        assert dataset[0].name == "episode-10"
+
+
+def test_an_append_of_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "set", 2)
+    with Writer(path, make_spec(source="more"), append=True):
+        pass
+    assert validate(path).ok
+
+
+def test_sources_of_an_unfinished_append_are_verified(tmp_path: Path) -> None:
+    vrl3data.convert("imagenet", make_pictures(tmp_path / "one"), tmp_path / "out")
+    more = make_pictures(tmp_path / "two", 4)
+    broken = sorted(more.rglob("*.JPEG"))[-1]
+    whole = broken.read_bytes()
+    broken.write_bytes(b"\xff\xd8\xff no picture".ljust(len(whole)))
+    with pytest.raises(SourceError):
+        vrl3data.convert("imagenet", more, tmp_path / "out", append=True)
+    broken.write_bytes(whole)
+    first = sorted(more.rglob("*.JPEG"))[0]
+    first.write_bytes(first.read_bytes()[:-2] + b"\xff\xd8")
+    with pytest.raises(SourceError, match="has changed since it was converted"):
+        vrl3data.convert("imagenet", more, tmp_path / "out", append=True, verify_source=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vrl3data import codecs, encode, index, scan, shard
 from vrl3data.errors import ConfigError, DamagedError, DestinationError, FormatError
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
+from vrl3data.splits import SplitWriter
 from vrl3data.validation import validate
 from vrl3data.writer import Writer
 
@@ -270,3 +272,47 @@ def test_sealed_nonsense_is_refused(tmp_path: Path) -> None:
 
 def _bare(head: dict[str, object]) -> dict[str, object]:
     return json.loads(json.dumps({key: value for key, value in head.items() if key != "meta_xxh3_128"}))
+
+
+def test_an_interruption_inside_a_write_ends_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a sample may lie in the file: going on with this writer would make a dataset that no reader opens."""
+    writer = Writer(tmp_path / "set", make_spec())
+    writer.write(make_episode(0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SplitWriter, "sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        writer.write(make_episode(1))
+    with pytest.raises(DestinationError, match="this writer has failed"):
+        writer.write(make_episode(2))
+    writer.close()
+    with Writer(tmp_path / "set", make_spec()) as again:
+        for number in range(3):
+            if not again.has(f"episode-{number}"):
+                again.write(make_episode(number))
+    assert validate(tmp_path / "set").ok
+
+
+def test_a_zeroed_beginning_is_damage_and_not_an_empty_shard(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "set", make_spec())
+    for number in range(3):
+        writer.write(make_episode(number))
+    writer.close()
+    part = index.shard_files(tmp_path / "set")[0]
+    data = part.read_bytes()
+    part.write_bytes(bytes(512) + data[512:])
+    with pytest.raises(DamagedError):
+        Writer(tmp_path / "set", make_spec())
+    assert part.stat().st_size == len(data)
+
+
+def test_rows_of_another_size_are_not_addressed(tmp_path: Path) -> None:
+    """An array with smaller rows than the schema says: mapped rows would lie outside of it."""
+    path = write_dataset(tmp_path / "set", 2)
+    with vrl3data.open(path) as dataset:
+        features = [replace(f, shape=(64, 64, 3)) if f.is_image else f for f in dataset.schema.features]
+        lying = replace(dataset.manifest, schema=replace(dataset.schema, features=tuple(features)))
+        for storage in ("mmap", "ram", "stream"):
+            with (
+                vrl3data.Dataset(path, lying, dataset.index) as other,
+                pytest.raises(DamagedError, match="expected rows"),
+            ):
+                vrl3data.load_episodes(other, ["obs.image.top"], storage=storage).array("obs.image.top")

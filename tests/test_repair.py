@@ -10,8 +10,10 @@ import pytest
 from conftest import make_spec, run_cli, write_dataset
 
 import vrl3data
+from vrl3data import shard
 from vrl3data.errors import DamagedError
 from vrl3data.tools.repair import examine, repair
+from vrl3data.tools.split import select
 from vrl3data.validation import validate
 
 COUNT = 7
@@ -125,3 +127,34 @@ def test_the_command_lists_and_says_so(source: Path, tmp_path: Path) -> None:
     assert looked.returncode == 5 and "6 samples can be saved, 1 lost" in looked.stdout
     assert run_cli("repair", whole).returncode == 0
     assert {file: file.read_bytes() for file in source.rglob("*") if file.is_file()} == before
+
+
+def test_only_what_counts_in_linked_shards_is_saved(source: Path, tmp_path: Path) -> None:
+    with vrl3data.open(source) as dataset:
+        select(dataset, tmp_path / "linked", "name in ('episode-1', 'episode-5')", virtual=True)
+    found, lost = repair(tmp_path / "linked", tmp_path / "out")
+    assert (found.samples, lost) == (2, ())
+
+
+def test_shards_of_another_dataset_are_not_saved(source: Path, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other", COUNT, make_spec(shard_size=30_000, source="other"))
+    for name in ("train-000000.tar", "train-000001.tar"):
+        shutil.copy(other / "data" / name, source / "data" / name)
+    found = examine(source)
+    assert all(item.path.name not in ("train-000000.tar", "train-000001.tar") for item in found.whole)
+    assert sum("belongs to dataset" in str(one) for one in found.lost) == 2
+
+
+def test_a_sample_that_names_a_path_as_its_split_is_lost(source: Path, tmp_path: Path) -> None:
+    path, offset = places(source, "meta.json")[0]
+    data = path.read_bytes()
+    size = int(data[offset - 512 + 124 : offset - 512 + 135], 8)
+    meta = json.loads(data[offset : offset + size])
+    del meta["meta_xxh3_128"]
+    changed = shard.commit_bytes(meta | {"split": "../EV"}).ljust(size)
+    assert len(shard.commit_bytes(meta | {"split": "../EV"})) == size
+    path.write_bytes(data[:offset] + changed + data[offset + size :])
+    names, lost = saved(source, tmp_path)
+    assert "episode-0" not in names
+    assert len(lost) == 1
+    assert not list(tmp_path.rglob("EV*"))

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_episode, make_schema, make_spec, shard_bytes, write_dataset
+from conftest import make_episode, make_schema, make_spec, run_cli, shard_bytes, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vrl3data
 from vrl3data import manifest
+from vrl3data.app import write_card
 from vrl3data.errors import ConfigError, DamagedError, DestinationError
 from vrl3data.linked import expand, ranges
+from vrl3data.tools import link
 from vrl3data.tools.expression import evaluate
 from vrl3data.tools.merge import compact, merge
 from vrl3data.tools.rewrite import Output
@@ -254,3 +256,57 @@ def test_filter_that_keeps_nothing(tmp_path: Path) -> None:
     ):
         select(dataset, tmp_path / "out", "length > 99")
     assert not (tmp_path / "out").exists()
+
+
+def test_linked_sets_do_not_travel_and_name_no_files_for_others(tmp_path: Path) -> None:
+    source = tasks(tmp_path / "set")
+    with vrl3data.open(source) as dataset:
+        split(dataset, tmp_path / "linked", {"train": 0.5, "val": 0.5}, virtual=True)
+    write_card(tmp_path / "linked")
+    card = (tmp_path / "linked" / "README.md").read_text()
+    assert "data_files" not in card
+    with pytest.raises(ConfigError, match="vrl3data compact"):
+        vrl3data.push(str(tmp_path / "linked"), str(tmp_path / "away"))
+
+
+def test_a_link_that_was_killed_is_not_taken_for_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tasks(tmp_path / "set")
+    real, calls = link._same_file, [0]
+
+    def killed(old: Path, new: Path) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        real(old, new)
+
+    with vrl3data.open(source) as dataset:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(link, "_same_file", killed)
+            select(dataset, tmp_path / "out", "success", virtual=True)
+        with pytest.raises(DamagedError, match="missing"):
+            vrl3data.open(tmp_path / "out")
+        assert select(dataset, tmp_path / "out", "success", virtual=True).samples == 3
+    assert validate(tmp_path / "out").ok
+
+
+def test_values_that_would_share_a_split_are_refused(tmp_path: Path) -> None:
+    with Writer(tmp_path / "set", make_spec(license="mit")) as writer:
+        for number, task in enumerate(["open-door", "open door", "推门", "开抽屉"]):
+            writer.write(make_episode(number, task=task))
+    with vrl3data.open(tmp_path / "set") as dataset:
+        with pytest.raises(ConfigError, match="'open-door' and 'open door' would both be split 'open_door'"):
+            split(dataset, tmp_path / "out", by="task")
+        select(dataset, tmp_path / "two", "task not in ('open-door', 'open door')")
+    with vrl3data.open(tmp_path / "two") as dataset:
+        assert len(split(dataset, tmp_path / "out", by="task").splits) == 2
+
+
+def test_an_index_of_linked_shards_can_be_rebuilt(tmp_path: Path) -> None:
+    source = tasks(tmp_path / "set")
+    with vrl3data.open(source) as dataset:
+        select(dataset, tmp_path / "out", "success", virtual=True)
+    before = (tmp_path / "out" / "index.parquet").read_bytes()
+    (tmp_path / "out" / "index.parquet").unlink()
+    rebuilt = run_cli("index", "rebuild", tmp_path / "out")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert (tmp_path / "out" / "index.parquet").read_bytes() == before

@@ -142,7 +142,7 @@ def test_rows_types_and_members_against_the_schema(tmp_path: Path, monkeypatch: 
     wrong = written_as(lambda f: replace(f, dtype="float32") if f.name == "action" else f)
     assert "expected rows float32(2,), found float64(5, 2)" in str(wrong[0])
     wrong = written_as(lambda f: replace(f, shape=(3,)) if f.name == "action" else f)
-    assert "expected rows of shape (3,), found (2,)" in wrong[0].message
+    assert "expected rows float64(3,), found float64(5, 2)" in wrong[0].message
     wrong = written_as(lambda f: replace(f, rows="state") if f.name == "reward" else f)
     assert (wrong[0].check, wrong[0].message) == ("rows", "expected 6 rows, found 5")
     wrong = written_as(lambda f: f, drop="reward")

@@ -110,6 +110,11 @@ class Dataset:
         """Batches of labelled images, decoded as they are asked for: see vrl3data/stream.py."""
         return import_module("vrl3data.stream").images(self, batch_size, size, **options)
 
+    def mark(self, position_N: Array) -> str:
+        """Tells samples, in their order, from others. The fingerprint does not: it is the same for any order."""
+        ids = self.index["id"].take(pa.array(position_N)).to_pylist()
+        return xxhash.xxh3_64_hexdigest("".join(ids).encode())
+
     def place(self, position: int) -> tuple[int, str]:
         """(key, file name of the shard) of a sample."""
         return int(self._keys[position]), self._shard_names[self._shard_of[position]]
@@ -136,7 +141,10 @@ class Dataset:
     def commit(self, position: int) -> dict[str, Any]:
         """The verified commit record of a sample (FORMAT.md 6)."""
         if position not in self._commits or self.verify == "always":
-            self._commits[position] = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
+            meta = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
+            with locate(self.path, self.place(position)[1], f"{self._keys[position]:09d}"):
+                shard.check_meta(meta, self.schema.kind)
+            self._commits[position] = meta
             if len(self._commits) > KNOWN_COMMITS:
                 self._commits.popitem(last=False)
         return self._commits[position]
@@ -190,12 +198,10 @@ class Dataset:
 
     def __copy__(self) -> Dataset:
         """For another thread: opened again, but a remote one shares what was fetched."""
-        if not self.remote:
-            return _reopened(self._place, self.verify)
-        return Dataset(self._place, self.manifest, self.index, self.verify, self.members)
+        return Dataset(self._place, self.manifest, self.index, self.verify, self.members if self.remote else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._place, self.verify)
+        return _reopened, (self._place, self.verify, self.manifest.fingerprint)
 
     def _where(self, name: str) -> tuple[Array, Array]:
         if name not in self._extents:
@@ -249,9 +255,13 @@ def open_dataset(
         return Dataset(directory, known, made, verify=verify)
 
 
-def _reopened(place: Path | Opened, verify: Verify) -> Dataset:
+def _reopened(place: Path | Opened, verify: Verify, fingerprint: str) -> Dataset:
     """In another process: from disk, or from what was fetched before, so that both see the same dataset."""
     if isinstance(place, Path):
-        return open_dataset(place, verify)
+        again = open_dataset(place, verify)
+        if again.manifest.fingerprint != fingerprint:
+            with locate(path=place):
+                raise ConfigError("the dataset was changed since it was opened; open it again")
+        return again
     found = place.found()
     return Dataset(place, found, place.table(found), verify)

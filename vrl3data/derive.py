@@ -87,6 +87,8 @@ def chosen(walked: scan.Scan, info: ShardInfo, first: int = 0) -> scan.Scan:
     assert match is not None
     split, number = match[1], int(match[2])
     with locate(shard=info.name):
+        if info.samples > len(walked.entries):  # before so many keys are made
+            raise DamagedError(f"dataset.json counts {info.samples} samples, the shard holds {len(walked.entries)}")
         keys = expand(info.linked.get("keys"), info.samples)
         by_key = {entry.key: entry for entry in walked.entries}
         missing = [key for key in keys if key not in by_key]

@@ -144,10 +144,10 @@ def _hash(path: Path) -> str:
 class IndexFile:
     """The index of a dataset, read column by column: 1.28 million rows cost only what is asked for.
 
-    `source` is a table, the path of index.parquet, or its bytes.
+    `source` is a table, or the bytes of index.parquet, which may be mapped.
     """
 
-    def __init__(self, source: pa.Table | Path | bytes) -> None:
+    def __init__(self, source: pa.Table | pa.Buffer | bytes) -> None:
         self._source = source
         self._columns: dict[str, pa.ChunkedArray] = {}
 
@@ -158,7 +158,7 @@ class IndexFile:
             # Names of shards and the like repeat: a dictionary of them is read, not millions of strings.
             repeated = [column] if column in REPEATED else []
             with _reading():
-                found = pq.read_table(self._file(), columns=[column], read_dictionary=repeated, memory_map=True)
+                found = pq.read_table(self._file(), columns=[column], read_dictionary=repeated)
             if found[column].null_count:
                 raise DamagedError(f"the index has no {column!r} for some samples; {REBUILD}")
             self._columns[column] = found[column]
@@ -173,7 +173,7 @@ class IndexFile:
         return self._source if isinstance(self._source, pa.Table) else pq.read_table(self._file())
 
     def _file(self) -> Any:
-        return pa.BufferReader(self._source) if isinstance(self._source, bytes) else self._source
+        return pa.BufferReader(self._source)
 
 
 def read(directory: Path, found: Manifest) -> IndexFile | None:
@@ -181,11 +181,12 @@ def read(directory: Path, found: Manifest) -> IndexFile | None:
     path = directory / INDEX
     if not path.is_file() or not path.stat().st_size or not found.index:
         return None
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if not is_known(data, found):
-            return None
+    with locate(path=path), _reading():
+        data = pa.memory_map(str(path)).read_buffer()
+    if not is_known(data, found):
+        return None
     with locate(path=path):
-        return _opened(path, found)
+        return _opened(data, found)  # these bytes, whatever a writer may put in their place
 
 
 def is_known(data: Any, found: Manifest) -> bool:
@@ -203,7 +204,7 @@ def from_bytes(data: bytes, found: Manifest) -> IndexFile:
     return opened
 
 
-def _opened(source: Path | bytes, found: Manifest) -> IndexFile | None:
+def _opened(source: pa.Buffer | bytes, found: Manifest) -> IndexFile | None:
     index = IndexFile(source)
     known = index.schema().equals(arrow_schema(found.schema))
     # The index comes from outside like everything else: it may name our shards and no other file.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vrl3data import __version__, shard, storage
-from vrl3data.errors import DamagedError, locate
+from vrl3data.errors import DamagedError, FormatError, locate
 from vrl3data.schema import SPLIT, Schema
 
 MANIFEST = "dataset.json"
@@ -162,9 +162,17 @@ class Manifest:
         plain = ("dataset_id", "provenance", "name", "license", "description", "subsets", "fingerprint")
         more = ("content", "lossy", "stats", "run", "index")
         values = {key: data[key] for key in (*plain, *more) if key in data}
+        for key in ("provenance", "subsets", "content", "stats", "run", "index"):
+            if not isinstance(values.get(key, {}), dict):
+                raise ValueError(f"{key} {values[key]!r}")
+        if not all(isinstance(count, int) for count in values.get("subsets", {}).values()):
+            raise FormatError("subsets that are listed in files are not known to this version")
         for name in data["splits"]:
             if not SPLIT.fullmatch(name):
                 raise ValueError(f"split {name!r}")
+        for name, item in data["splits"].items():
+            if not all(isinstance(item[key], int) and item[key] >= 0 for key in ("samples", "steps")):
+                raise ValueError(f"split {name!r} has {item['samples']!r} samples, {item['steps']!r} steps")
         splits = {
             name: SplitInfo(
                 item["samples"], item["steps"], tuple(ShardInfo(**_known(entry)) for entry in item["shards"])
@@ -258,4 +266,6 @@ def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"shard {entry['name']!r}")
     if not all(isinstance(entry[key], int) and entry[key] >= 0 for key in ("samples", "bytes")):
         raise ValueError(f"shard {entry['name']!r} has {entry['samples']!r} samples, {entry['bytes']!r} bytes")
+    if not isinstance(entry.get("linked") or {}, dict):
+        raise ValueError(f"shard {entry['name']!r} is linked to {entry['linked']!r}")
     return {key: entry[key] for key in ("name", "samples", "bytes", "sha256")} | {"linked": entry.get("linked")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,21 @@ def promised_rows(feature: Feature, meta: Mapping[str, Any]) -> int:
 def row_count(feature: Feature, body: memoryview, offsets: memoryview | None, meta: Mapping[str, Any]) -> int:
     """How many rows a stored feature has: by its header for raw, as promised for coded ones."""
     if feature.codec_name == "raw":
-        return len(shard.npy_view(body))
+        return len(_raw(feature, body))
     count = promised_rows(feature, meta)
     if offsets is not None:
         Units.stored(feature, offsets, count, len(body))
     return count
+
+
+def _raw(feature: Feature, body: memoryview) -> Array:
+    """The rows of a raw feature. DamagedError if they are not of the schema's: readers address them by its row size."""
+    array = shard.npy_view(body)
+    row = array.shape[1:]
+    fits = array.ndim == len(feature.shape) + 1 and array.dtype.name == feature.dtype
+    if not fits or any(want not in (-1, got) for want, got in zip(feature.shape, row, strict=True)):
+        raise DamagedError(f"expected rows {feature.dtype}{feature.shape}, found {array.dtype}{array.shape}")
+    return array
 
 
 def decode_rows(
@@ -125,14 +136,11 @@ def decode_rows(
     """
     if feature.codec_name == "text":
         text = bytes(body)
-        if not text.removeprefix(b"-").isdigit():
+        if not re.fullmatch(rb"-1|[0-9]{1,18}", text):
             raise DamagedError(f"expected a label in decimal digits, found {text[:20]!r}")
         return np.array([int(text)], np.int64)[start:stop]
     if feature.codec_name == "raw":
-        array = shard.npy_view(body)
-        if array.dtype.name != feature.dtype or len(array.shape) != len(feature.shape) + 1:
-            raise DamagedError(f"expected rows {feature.dtype}{feature.shape}, found {array.dtype}{array.shape}")
-        return array[start:stop]
+        return _raw(feature, body)[start:stop]
     if offsets is None:
         return codecs.find(feature.codec).decode(body, feature, count)[start:stop]
     units = Units.stored(feature, offsets, count, len(body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from vrl3data.shard import (
 )
 
 MAX_HEAD = 64 * 1024**2
+ZEROS = 1024**2
+"""Looked at at a time for the end of what was written."""
 
 
 @dataclass
@@ -129,7 +132,19 @@ class _Walk:
 
     def _unwritten(self, offset: int) -> bool:
         """Whether a crash left a `.part` with nothing but zeros from here on. Whole members never end so."""
-        return self.part and (offset >= self.size or (not self.data[offset] and not any(self.data[offset:])))
+        return self.part and offset >= self._written
+
+    @cached_property
+    def _written(self) -> int:
+        """Where the zeros begin that the file ends with."""
+        end = self.size
+        while end > 0:
+            start = max(0, end - ZEROS)
+            rest = self.data[start:end].rstrip(b"\0")
+            if rest:
+                return start + len(rest)
+            end = start
+        return 0
 
     def _member(self, name: str, start: int, size: int) -> None:
         if self.result is None:
@@ -170,9 +185,9 @@ class _Walk:
     def _finish(self, offset: int) -> Scan:
         """Zeros: the end of a shard, or blocks that a crash left unwritten in a `.part`."""
         rest = self.data[offset:]
-        if self.result is None:
+        if self.result is None and not any(rest):
             return self.torn()
-        if rest == END and not self.members:
+        if self.result is not None and rest == END and not self.members:
             self.result.closed = True
             return self.result
         if self.part and not any(rest):
@@ -180,20 +195,26 @@ class _Walk:
         raise DamagedError("expected two zero blocks at the end of the shard")
 
     def records_after(self, offset: int) -> int:
-        """How many whole commit records lie behind `offset`, wherever they are."""
+        """How many whole commit records of further samples lie behind `offset`, wherever they are.
+
+        That of the damaged sample itself may have reached the disk without the rest of it.
+        """
+        assert self.result is not None
+        own = self.result.entries[-1].key + 1 if self.result.entries else self.key
         count, place = 0, self.data.find(b"ustar\x0000", offset)
         while place >= 0:
-            count += self._is_record(place - 257)
+            count += self._is_record(place - 257, own)
             place = self.data.find(b"ustar\x0000", place + 1)
         return count
 
-    def _is_record(self, start: int) -> bool:
+    def _is_record(self, start: int, own: int) -> bool:
         try:
             name, size = parse_member_header(self.data[start : start + BLOCK])
             parse_commit(self.data[start + BLOCK : start + BLOCK + size])
         except DamagedError:
             return False
-        return name.endswith(f".{COMMIT_MEMBER}")
+        key, _, member = name.partition(".")
+        return member == COMMIT_MEMBER and key != f"{own:0{KEY_DIGITS}d}"
 
     def torn(self) -> Scan:
         if self.part:

@@ -137,6 +137,13 @@ class Schema:
                     f"feature image: a picture of kind images is raw, jpeg or png, not {feature.codec!r}; "
                     "choose jpeg:Q or png"
                 )
+            picture = feature.is_image or (feature.dtype == "uint16" and len(feature.shape) == 2)
+            if (feature.codec_name in ("jpeg", "h264", "av1") and not feature.is_image) or (
+                feature.codec_name == "png" and not picture
+            ):
+                raise SchemaError(
+                    f"feature {feature.name}: {feature.codec} does not hold {feature.dtype}{feature.shape}"
+                )
             if feature.codec_name == "text" and not (self.kind == "images" and feature.name == "cls"):
                 raise SchemaError(f"feature {feature.name}: codec text is for the label 'cls' of kind images")
 

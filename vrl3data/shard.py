@@ -80,6 +80,10 @@ def check_meta(meta: Mapping[str, Any], kind: str) -> None:
             raise DamagedError(f"meta.json: {key} = {value!r} is not allowed")
     if not len(meta["members"].split(",")) == len(meta["sizes"].split(",")) == len(meta["xxh3_128"].split(",")):
         raise DamagedError("meta.json: members, sizes and hashes do not have the same number")
+    if not SPLIT.fullmatch(meta["split"]):  # it becomes the name of a file
+        raise DamagedError(f"meta.json: split {meta['split']!r} is not a name")
+    if not all(re.fullmatch("[0-9]{1,10}", size) and int(size) <= MAX_MEMBER for size in meta["sizes"].split(",")):
+        raise DamagedError(f"meta.json: sizes {meta['sizes'][:40]!r} are not those of members")
 
 
 def padded(size: int) -> int:
@@ -162,6 +166,8 @@ def check_head(head: Any) -> dict[str, Any]:
         raise FormatError(f"format version {major} is not known to this version, which reads {FORMAT['major']}")
     if head.get("kind") not in ("episodes", "images"):
         raise FormatError(f"kind {head.get('kind')!r} is not known to this version")
+    if not isinstance(head.get("requires", []), list):
+        raise FormatError(f"expected a list for 'requires', found {head['requires']!r}")
     for requirement in head.get("requires", []):
         if requirement not in KNOWN_REQUIREMENTS:
             raise FormatError(f"the dataset requires {requirement!r}, which this version does not know")
@@ -200,7 +206,10 @@ def unsealed(payload: bytes, what: str) -> dict[str, Any]:
     tail = _SEAL.search(payload)
     if not tail or xxhash.xxh3_128_hexdigest(payload[: tail.start()]).encode() != tail[1]:
         raise DamagedError(f"{what} is not whole: its hash does not fit")
-    value: dict[str, Any] = json.loads(payload)
+    try:
+        value: dict[str, Any] = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{what} is not JSON: {error}") from error
     return value
 
 

@@ -78,7 +78,7 @@ class StoredSample:
         with self._located(feature):
             count = sample.row_count(described, body, offsets, self.meta)
             promised = sample.promised_rows(described, self.meta)
-            if self.dataset.remote and count != promised:
+            if count != promised:
                 raise DamagedError(f"expected {promised} rows, found {count}")
             start, stop, _ = slice(start, stop).indices(count)
             return sample.decode_rows(described, body, offsets, start, stop, count)
@@ -101,7 +101,7 @@ class StoredSample:
         """The whole sample in memory, as a writer takes it. With `coded`, coded features stay as they are stored."""
         self.prefetch()
         meta, schema = self.meta, self.dataset.schema
-        plain = ("name", "task", "origin", "source", "source_sha256", "split")
+        plain = ("name", "task", "origin", "source", "source_sha256")
         ends = ("length", "terminated", "truncated", "success", "start_time_ns", "label", "class_name")
         values: dict[str, Any] = {}
         for feature in schema.features:
@@ -115,6 +115,7 @@ class StoredSample:
                 values[feature.name] = self[feature.name]
         return Episode(
             values=values,
+            split=str(self.dataset.index["split"][self.position].as_py()),  # of a linked sample it is another
             final_observation=bool(meta.get("final_observation", 0)),
             subsets=tuple(filter(None, meta["subsets"].split(","))),
             source_meta=self.source_meta,

@@ -28,7 +28,7 @@ SLOWEST = 50_000
 
 LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?", re.IGNORECASE)
 TRANSIENT_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class Range(NamedTuple):
@@ -284,7 +284,7 @@ def _s3_failure(error: Exception) -> Failure:
 
 
 def _seconds(text: str) -> float:
-    return min(60.0, float(text)) if text.isdigit() else 0.0
+    return min(60.0, float(text)) if text.isascii() and text.isdigit() else 0.0
 
 
 def _module(name: str) -> Any:

@@ -127,7 +127,10 @@ class _Checker:
         paths = index.shard_files(self.directory)
         with self.reporter.progress("validating", len(paths), "shards") as advance:
             for path in paths:
-                self._shard(path, found)
+                try:
+                    self._shard(path, found)
+                except FileNotFoundError:  # a writer has just given it its final name
+                    self._shard(path.with_name(path.name.removesuffix(shard.PART)), found)
                 advance(1)
         whole = self.sound
         for finding in self.content.finish():
@@ -140,8 +143,8 @@ class _Checker:
             self._derived(found)
 
     def _shard(self, path: Path, found: Manifest | None) -> None:
-        self.shards += 1
         walked = self._walk(path, found)
+        self.shards += 1
         if walked is None:
             return
         schema = Manifest.from_head(walked.head).schema

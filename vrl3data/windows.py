@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from vrl3data.dataset import Dataset
 from vrl3data.delivery import Batches, DeliverySpec
@@ -84,7 +83,7 @@ class WindowPlan:
         found = self.dataset.manifest
         facts = {
             "dataset": found.fingerprint or f"{found.dataset_id}, {len(self.dataset)} samples",
-            "positions": xxhash.xxh3_64_hexdigest(self.positions_E.tobytes()),
+            "positions": self.dataset.mark(self.positions_E),
             **asdict(self.spec),
         }
         del facts["rank"], facts["epochs"]

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
@@ -72,6 +73,8 @@ def _threads(plan: Plan, first: int, workers: int, prefetch: int) -> Iterator[Ba
 def _processes(plan: Plan, first: int, workers: int, kind: WorkerKind, prefetch: int) -> Iterator[Batch]:
     """Each process makes at most `prefetch` batches ahead."""
     context: Any = multiprocessing.get_context(kind)
+    if kind == "spawn":
+        resource_tracker.ensure_running()  # starting it, Python 3.11 unblocks SIGINT: not between block and start
     processes: list[Any] = []
     ends: list[Connection] = []
     try:

@@ -61,7 +61,7 @@ class Writer:
         with storage.writing(self.path):
             takeover.check_target(self.path)
             (self.path / "data").mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
+            self._lock = lock(self.path)
         try:
             self._take_over()
         except BaseException:
@@ -115,7 +115,7 @@ class Writer:
         with storage.writing(self.path, storage.RESUME_HINT):
             try:
                 yield
-            except (OSError, AssertionError):
+            except (OSError, AssertionError, MemoryError, KeyboardInterrupt):  # half a sample may be in the file
                 self._failed = True
                 self.present -= {sample_id for _, _, sample_id in self._unconfirmed}
                 self._unconfirmed = []
@@ -164,7 +164,7 @@ class Writer:
                 split.close()
             rows = self._index if self._before is None else index.joined(self._before, self._index.table())
             index_facts = index.write(self.path, rows)
-            table = index.IndexFile(self.path / index.INDEX)
+            table = index.IndexFile(pa.memory_map(str(self.path / index.INDEX)).read_buffer())
             found = self._manifest(table)
             with Dataset(self.path, found, table, verify="off") as dataset:
                 statistics = stats.compute(dataset)
@@ -241,7 +241,8 @@ class Writer:
         provenance = self.spec.provenance.to_json()
         if self._base is not None:
             written = {**self._base.splits, **written}
-            found = replace(self._base, appended=(*self._base.appended, provenance))
+            new = (provenance,) if self.splits else ()
+            found = replace(self._base, appended=(*self._base.appended, *new))
         else:
             spec = self.spec
             found = Manifest(spec.schema, spec.dataset_id, provenance, name=spec.name, license=spec.license,
@@ -301,7 +302,7 @@ class Writer:
                 self._sources[entry.meta["source"]] = entry.meta["source_sha256"]
 
 
-def _lock(path: Path) -> filelock.BaseFileLock:
+def lock(path: Path) -> filelock.BaseFileLock:
     lock = filelock.FileLock(path / LOCK, blocking=False)
     try:
         lock.acquire()

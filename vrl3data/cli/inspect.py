@@ -99,17 +99,20 @@ def rebuild(path: str) -> None:
     from vrl3data.dataset import check_shards, locate_dataset
     from vrl3data.derive import from_shards
     from vrl3data.errors import DamagedError, locate
+    from vrl3data.writer import lock
 
     directory = locate_dataset(path, to_write=True)
-    known = manifest.read(directory)
-    if known is not None:
-        check_shards(directory, known)
-    found, table = from_shards(directory, None if known is None else known.listed())
-    if known is not None and (known.dataset_id, known.samples) != (found.dataset_id, len(table)):
-        with locate(path=directory):
-            raise DamagedError("the shards are not those of dataset.json: another dataset or number of samples")
-    with storage.writing(directory):
-        facts = indexes.write(directory, table)
+    with lock(directory):  # an append may be about to replace what is read here
+        known = manifest.read(directory)
         if known is not None:
-            replace(known, index=facts).write(directory)
+            check_shards(directory, known)
+        found, table = from_shards(directory, None if known is None else known.listed())
+        same = known is None or known.is_linked or known.dataset_id == found.dataset_id
+        if known is not None and not (same and known.samples == len(table)):
+            with locate(path=directory):
+                raise DamagedError("the shards are not those of dataset.json: another dataset or number of samples")
+        with storage.writing(directory):
+            facts = indexes.write(directory, table)
+            if known is not None:
+                replace(known, index=facts).write(directory)
     click.echo(f"{directory / indexes.INDEX}: {len(table):,} samples")

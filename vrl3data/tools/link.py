@@ -37,8 +37,9 @@ def link(
         found = manifest.read(directory)
         if found is not None:
             takeover.compare(directory, described, found.provenance, found.schema.to_json())
-            return found
-        if index.shard_files(directory):
+            if found.stats:
+                return found
+        elif index.shard_files(directory):
             with locate(path=directory):
                 raise DestinationError("the directory holds an unfinished dataset; choose another, or delete it")
         (directory / "data").mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ class _Linker:
         self.listed = dataset.manifest.listed()
         self.table = dataset.index.table().replace_schema_metadata(None)
         self.keys_N = _file_keys(dataset)
+        self.files: list[tuple[Path, Path]] = []
 
     def run(self, described: DatasetSpec, positions: Mapping[str, Sequence[int]]) -> Manifest:
         splits, tables = {}, []
@@ -61,14 +63,19 @@ class _Linker:
             steps = sum(rows["length"].to_pylist()) if described.schema.kind == "episodes" else 0
             splits[name] = SplitInfo(len(chosen), steps, tuple(infos))
             tables.append(rows)
-        storage.sync_directory(self.directory / "data")
         table = pa.concat_tables(tables)
         found = Manifest(
             described.schema, described.dataset_id, described.provenance.to_json(), name=described.name,
             license=described.license, description=described.description, splits=splits,
             subsets=stats.subsets(table), fingerprint=manifest.fingerprint(table["digest"].to_pylist()),
-            content=stats.content(table), lossy=stats.lossy(table), index=index.write(self.directory, table),
+            content=stats.content(table), lossy=stats.lossy(table),
         )  # fmt: skip
+        # First what counts: without it, shards of another dataset would be read whole. `stats` come last.
+        found.write(self.directory)
+        for old, new in self.files:
+            _same_file(old, new)
+        storage.sync_directory(self.directory / "data")
+        found = replace(found, index=index.write(self.directory, table))
         with Dataset(self.directory, found, table) as made:
             found = replace(found, stats=stats.compute(made))
         found.write(self.directory)
@@ -81,7 +88,7 @@ class _Linker:
         for old, group in groupby(chosen, key=lambda position: self.dataset.place(position)[1]):
             keys = [int(self.keys_N[position]) for position in group]
             new = f"{name}-{len(infos):06d}.tar"
-            _same_file(self.home / "data" / old, self.directory / "data" / new)
+            self.files.append((self.home / "data" / old, self.directory / "data" / new))
             infos.append(self._info(new, self.listed[old], keys))
             names += [new] * len(keys)
         rows = self.table.take(list(chosen))
@@ -120,9 +127,11 @@ def _same_file(old: Path, new: Path) -> None:
     temporary = new.with_name(f".{new.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(old, temporary)
+        os.link(old.resolve(), temporary)  # the hub keeps links to its shards: those would be copied as they are
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
         shutil.copyfile(old, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
     temporary.replace(new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +15,7 @@ import xxhash
 from vrl3data import __version__, index, manifest, scan, shard
 from vrl3data.dataset import locate_dataset
 from vrl3data.errors import DamagedError, FormatError, Vrl3dataError, locate
+from vrl3data.linked import expand
 from vrl3data.manifest import DatasetSpec, Manifest, Provenance
 from vrl3data.report import Reporter, Silent
 from vrl3data.sample import EncodedSample, member_names
@@ -67,7 +68,13 @@ def examine(path: Path | str, reporter: Reporter | None = None) -> Salvage:
     seen: set[str] = set()
     with reporter.progress("examining", len(paths), "shards") as advance:
         for file in paths:
-            for item in _samples(file, member_names(known.schema)):
+            foreign = _foreign(file, known)
+            if foreign is not None:
+                found.lost.append(foreign)
+                continue
+            if not file.exists():  # a writer has just given it its final name
+                file = file.with_name(file.name.removesuffix(shard.PART))
+            for item in _counted(file, _samples(file, member_names(known.schema)), known):
                 if isinstance(item, Lost):
                     found.lost.append(item)
                 elif item.meta["id"] not in seen:
@@ -110,6 +117,36 @@ def _carry(item: Whole, _spool: Path) -> EncodedSample:
     return EncodedSample(meta, (*members, (shard.COMMIT_MEMBER, shard.commit_bytes(meta))))
 
 
+def _counted(file: Path, items: Iterable[Whole | Lost], known: Manifest) -> Iterator[Whole | Lost]:
+    """Of a linked shard the samples that count, in the split that dataset.json says (FORMAT.md 8)."""
+    info, match = known.listed().get(file.name), shard.FILE_NAME.fullmatch(file.name)
+    assert match is not None
+    if info is None or info.linked is None:
+        yield from items
+        return
+    keys = set(expand(info.linked.get("keys"), info.samples))
+    for item in items:
+        if int(item.key) in keys:
+            yield item if isinstance(item, Lost) else replace(item, meta=item.meta | {"split": match[1]})
+
+
+def _foreign(file: Path, known: Manifest) -> Lost | None:
+    """What is said of a shard whose head, if it is whole, is that of another dataset."""
+    info = known.listed().get(file.name)
+    wanted = info.linked.get("dataset_id") if info is not None and info.linked else known.dataset_id
+    with suppress(Vrl3dataError):
+        there = _head(file)["dataset_id"]
+        if there != wanted:
+            return Lost(file.name, "", "", f"the shard belongs to dataset {there}")
+    return None
+
+
+def _head(path: Path) -> dict[str, Any]:
+    with scan.map_file(path) as data:
+        name, size = shard.parse_member_header(data[: shard.BLOCK])
+        return shard.check_shard_head(shard.unsealed(data[shard.BLOCK : shard.BLOCK + size], name))
+
+
 def _known(directory: Path, paths: list[Path]) -> Manifest:
     """What the dataset is: from dataset.json, or from the first shard whose head is whole."""
     with suppress(Vrl3dataError):
@@ -117,11 +154,8 @@ def _known(directory: Path, paths: list[Path]) -> Manifest:
         if found is not None:
             return found
     for path in paths:
-        with suppress(Vrl3dataError), scan.map_file(path) as data:
-            name, size = shard.parse_member_header(data[: shard.BLOCK])
-            if name == shard.HEAD_MEMBER:
-                head = shard.unsealed(data[shard.BLOCK : shard.BLOCK + size], name)
-                return Manifest.from_head(shard.check_shard_head(head))
+        with suppress(Vrl3dataError):
+            return Manifest.from_head(_head(path))
     with locate(path=directory):
         raise DamagedError("neither dataset.json nor the head of any shard is readable, so the schema is lost")
 

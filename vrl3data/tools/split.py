@@ -18,6 +18,9 @@ from vrl3data.tools.expression import Column, evaluate
 from vrl3data.tools.link import link
 from vrl3data.tools.rewrite import Output, carried, spec, splits_of, write
 
+MAX_SHARE = 1e6
+MAX_SPLITS = 200
+"""The writer keeps a file open for each."""
 TRISTATE = {1: "yes", 0: "no", -1: "unknown"}
 
 
@@ -44,7 +47,7 @@ def split(
         names = _by_chance(dataset, shares, seed, keep_together)
         options = {"shares": dict(shares), "seed": seed, "keep_together": keep_together}
     else:
-        names = [_slug(by, value) for value in _column(dataset, by)]
+        names = _by_value(by, _column(dataset, by))
         options = {"by": by}
     return _select(dataset, dest, names, ("split", options), virtual, output, reporter)
 
@@ -92,8 +95,8 @@ def _by_chance(dataset: Dataset, shares: Mapping[str, float], seed: int, keep_to
     for name, share in shares.items():
         if not SPLIT.fullmatch(name) or name == "all":
             raise ConfigError(f"split {name!r}: expected lower-case letters, digits and underscores, and not 'all'")
-        if not share > 0:
-            raise ConfigError(f"split {name}: expected a share above 0, found {share}")
+        if not 0 < share <= MAX_SHARE:
+            raise ConfigError(f"split {name}: expected a share above 0 and at most {MAX_SHARE:g}, found {share}")
     ids = dataset.index["id"].to_pylist()
     groups: dict[str, list[int]] = {}
     for position, value in enumerate(_column(dataset, keep_together) if keep_together else ids):
@@ -124,11 +127,26 @@ def _column(dataset: Dataset, name: str) -> list[object]:
     return list(known[name])
 
 
+def _by_value(column: str, values: Sequence[object]) -> list[str]:
+    """The split of each value. ConfigError if two values would share one."""
+    slugs = {value: _slug(column, value) for value in dict.fromkeys(values)}
+    first: dict[str, object] = {}
+    if len(slugs) > MAX_SPLITS:
+        raise ConfigError(f"{column} has {len(slugs)} values; at most {MAX_SPLITS} splits are written")
+    for value, name in slugs.items():
+        if first.setdefault(name, value) != value:
+            raise ConfigError(f"{first[name]!r} and {value!r} would both be split {name!r}")
+    return [slugs[value] for value in values]
+
+
 def _slug(column: str, value: object) -> str:
     """The name of the split for one value of a column: `success_yes`, `open_the_door`."""
     if column in ("success", "terminated", "truncated"):
         return f"{column}_{TRISTATE.get(int(str(value)), 'unknown')}"
     text = re.sub(r"[^a-z0-9_]+", "_", str(value).lower()).strip("_")
+    if isinstance(value, str) and value and not text:  # a script that has none of these letters
+        text = hashlib.sha256(value.encode()).hexdigest()[:8]
     if not isinstance(value, str):
+        text = f"minus_{text}" if str(value).startswith("-") else text
         return f"{column}_{text}"
     return text if text and text != "all" else f"{column}_{text or 'empty'}"
