@@ -49,6 +49,14 @@ def test_a_pushed_camera_is_not_taken_for_a_shift_in_time(episodes: list[Episode
     assert {finding.check for finding in validate(path).findings} == {"camera_moved"}
 
 
+@pytest.mark.parametrize("name", ["torn frames", "darker and darker"])
+def test_what_does_not_come_at_once_and_last_is_no_pushed_camera(
+    name: str, episodes: list[Episode], tmp_path: Path
+) -> None:
+    path = write_arm(tmp_path / "arm", spoil(episodes, PAIRS[name].change))
+    assert "camera_moved" not in {finding.check for finding in validate(path).findings}
+
+
 def test_no_lag_is_named_for_actions_of_nobody(episodes: list[Episode], tmp_path: Path) -> None:
     path = write_arm(tmp_path / "arm", spoil(episodes, PAIRS["actions of nobody"].change))
     assert not [finding for finding in validate(path).findings if "better, unlike" in finding.message]

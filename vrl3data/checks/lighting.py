@@ -29,6 +29,7 @@ MOVED, MOVED_TIMES = 2.0, 3.0
 """Change of the median cell, in levels and against the other episodes. Clean: 1.6 levels (reaching), next 1.5; a
 picture moved by 2 of 84 pixels: 1.5 (pen) to 4.6 (door)."""
 LASTING = 0.5
+"""Of that change, what comes with one frame and what is there in the rest of the episode; a push makes 1."""
 
 
 def torn_frames(episode: Observed) -> Iterator[Finding]:
@@ -88,14 +89,15 @@ def backgrounds(episode: Observed) -> dict[str, tuple[float, int]]:
 
 
 def _step(cells_NG: Array) -> tuple[float, int]:
-    count = len(cells_NG)
     total = np.concatenate([np.zeros_like(cells_NG[:1]), np.cumsum(cells_NG, axis=0, dtype=np.float64)])
     means = (total[WINDOW:] - total[:-WINDOW]) / WINDOW
     change = np.median(np.abs(means[WINDOW:] - means[:-WINDOW]), axis=1)
     at = int(change.argmax()) + WINDOW
-    before, after = total[at] / at, (total[count] - total[at]) / (count - at)
-    lasts = float(np.median(np.abs(after - before))) >= LASTING * float(change.max())
-    return (float(change.max()) if lasts else 0.0), at
+    # Medians, because frames that are torn or in the dark do not last; at once, because light that drifts takes time.
+    lasts = np.median(np.abs(np.median(cells_NG[at:], axis=0) - np.median(cells_NG[:at], axis=0)))
+    at_once = np.median(np.abs(cells_NG[at] - cells_NG[at - 1]))
+    sudden = min(lasts, at_once) >= LASTING * change.max()
+    return (float(change.max()) if sudden else 0.0), at
 
 
 def camera_moved(data: Collected) -> Iterator[Finding]:
