@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from arm import arm_episodes, write_arm
-from pairs import FRONT, PAIRS, SETS, TARGETS, spoil
+from pairs import FRONT, PAIRS, SETS, TARGETS, pushed, spoil
 
 from vrl3data.checks import CONTENT
 from vrl3data.checks.observed import beyond, outside
-from vrl3data.schema import Episode
+from vrl3data.schema import Array, Episode
 from vrl3data.validation import validate
 
 
@@ -47,6 +48,20 @@ def test_each_is_named(name: str, targets: tuple[int, ...], episodes: list[Episo
 def test_a_pushed_camera_is_not_taken_for_a_shift_in_time(episodes: list[Episode], tmp_path: Path) -> None:
     path = write_arm(tmp_path / "arm", spoil(episodes, PAIRS["a pushed camera"].change))
     assert {finding.check for finding in validate(path).findings} == {"camera_moved"}
+
+
+def test_nothing_is_said_of_the_time_of_frames_from_a_pushed_camera(episodes: list[Episode], tmp_path: Path) -> None:
+    """What the push changes in the pictures is no motion of the body, so that the fit cannot be trusted."""
+
+    def late(rows: Array) -> Array:
+        return np.concatenate([rows[:1] ^ 1, rows[:-1]])
+
+    def found(name: str, make: Callable[[Array], Array]) -> set[str]:
+        changed = spoil(episodes, lambda values: {**values, FRONT: make(values[FRONT])}, TARGETS[:1])
+        return {finding.check for finding in validate(write_arm(tmp_path / name, changed)).findings}
+
+    assert found("late", late) == {"shifted_frames"}
+    assert found("pushed", lambda rows: pushed(late(rows))) == {"camera_moved"}
 
 
 @pytest.mark.parametrize("name", ["torn frames", "darker and darker"])

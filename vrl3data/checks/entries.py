@@ -23,7 +23,8 @@ FOLLOWS_CLOSELY = 0.9
 """The same for gains: noise makes slopes smaller."""
 EXCHANGED, REVERSED = 0.5, 0.25
 """The change must leave less than this share of the error, RMS. Clean sets: 0.87 (pen) and 0.54 (relocate); with two
-spoilt episodes 0.03 to 0.6 and 0.02 to 0.4, so that one in four of the slow human motions of door is missed."""
+spoilt episodes 0.03 to 0.6 and 0.02 to 0.4, so that a third of those in
+door, with its slow human motions, are missed, and most exchanges in pen."""
 WORSE = 2.0
 """Also, the error as stored must be this many times the usual one."""
 MIN_CLOSE = 2

@@ -35,8 +35,7 @@ EXCESS, MARGIN = 0.05, 0.25
 must pass the greatest of so many normal numbers, sqrt(2 ln E). Clean sets, where lag 0 is sharp: 0.044 at most, with a
 margin below 0; an episode shifted by one step: mostly 0.05 to 1.1."""
 TELLING = 0.6
-"""A lag is named if the episode follows the map at it at least this well, against what is usual without one. Episodes
-of clean sets shifted by one step: 0.8 or more in half of them."""
+"""A lag is named only if the episode follows the map at it at least this well, against what is usual without one."""
 RARE, USUAL = 0.1, 0.9
 """Shares of episodes in which a repeated frame at the edge is one's own mistake, or a mistake of all."""
 TIMES, EXPLAINED = 2.0, 0.03
