@@ -12,6 +12,8 @@ from vrl3data.checks import DATASET, EPISODE
 from vrl3data.checks.cameras import repeated_edge
 from vrl3data.checks.finding import Finding
 from vrl3data.checks.frames import FrameCollector, is_camera
+from vrl3data.checks.habits import speeds
+from vrl3data.checks.lighting import backgrounds, drifts
 from vrl3data.checks.numbers import out_of_bounds
 from vrl3data.checks.observed import MAX_ROWS, Collected, Observed, takes_numbers
 from vrl3data.checks.pictures import Pictures
@@ -56,6 +58,9 @@ class Content:
             "depth": {n: float(np.median(f.level_N)) for n, f in episode.cameras.items() if n.startswith("obs.depth.")},
             "change": {name: float(np.median(f.change_N)) for name, f in episode.cameras.items() if len(f.change_N)},
             "repeated": {name: repeated_edge(episode, frames) for name, frames in episode.cameras.items()},
+            "drift": drifts(episode),
+            "background": backgrounds(episode),
+            "speed": speeds(episode),
             "live": {name: bool((frames.change_N > 0).any()) for name, frames in episode.cameras.items()},
         }
 

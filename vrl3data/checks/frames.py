@@ -21,6 +21,8 @@ FINE = 160
 """Larger pictures are thinned out to about this many rows: the checks look at coarse things."""
 BLOCK = 64
 LARGEST = 1e9
+FLAT_LEVELS = 3
+"""Of 255; what a lossy codec leaves of one colour."""
 
 
 @dataclass
@@ -32,6 +34,9 @@ class Frames:
     """Mean absolute difference of each frame to the next, N-1 of them; 0 only if they are the same."""
     energy_NE: Array
     """The same per cell of a coarse grid."""
+    flat_rows_N: Array
+    """Rows at the lower edge that are all of one colour; 0 for depth."""
+    height: int
 
     @property
     def spread_N(self) -> Array:
@@ -49,17 +54,21 @@ class FrameCollector:
 
     thumbs: list[Array] = field(default_factory=list)
     energies: list[Array] = field(default_factory=list)
+    flat_rows: list[Array] = field(default_factory=list)
+    height: int = 0
     last: Array | None = None
     count: int = 0
 
     def add(self, rows: Array) -> None:
         """`rows`: N x H x W x C or N x H x W."""
+        self.height = rows.shape[1]
         for start in range(0, min(len(rows), MAX_FRAMES - self.count), BLOCK):
             self._block(_thinned(rows[start : start + BLOCK]))
 
     def _block(self, frames_NHWC: Array) -> None:
         self.count += len(frames_NHWC)
         self.thumbs.append(cells(frames_NHWC, GRID))
+        self.flat_rows.append(flat_rows(frames_NHWC) * self.height // frames_NHWC.shape[1])
         chain = frames_NHWC if self.last is None else np.concatenate([self.last, frames_NHWC])
         self.last = frames_NHWC[-1:].copy()
         if len(chain) > 1:
@@ -71,7 +80,23 @@ class FrameCollector:
             return None
         energy = [item.reshape(len(item), -1) for item in self.energies]
         energy_NE = np.concatenate(energy) if energy else np.zeros((0, ENERGY_GRID**2), np.float32)
-        return Frames(np.concatenate(self.thumbs), energy_NE.mean(axis=1), energy_NE)
+        rows = np.concatenate(self.flat_rows)
+        return Frames(np.concatenate(self.thumbs), energy_NE.mean(axis=1), energy_NE, rows, self.height)
+
+
+def flat_rows(frames_NHWC: Array) -> Array:
+    """How many rows, from the last one up, are of one and the same colour."""
+    result = np.zeros(len(frames_NHWC), int)
+    if frames_NHWC.dtype != np.uint8:
+        return result
+    last = frames_NHWC[:, -1]
+    plain = (last.max(axis=1) - last.min(axis=1) <= FLAT_LEVELS).all(axis=1)
+    for number in np.flatnonzero(plain):
+        frame = frames_NHWC[number, ::-1]
+        low, high = frame.min(axis=1).astype(np.int16), frame.max(axis=1).astype(np.int16)
+        same = (np.maximum(high - low[:1], high[:1] - low) <= FLAT_LEVELS).all(axis=1)
+        result[number] = len(same) if same.all() else int(same.argmin())
+    return result
 
 
 def is_camera(feature: Feature) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vrl3data.checks.finding import Finding, Severity
-from vrl3data.checks.observed import Collected, Observed, Summary, flat, others
+from vrl3data.checks.observed import Collected, Observed, Summary, beyond, flat, others, outside
 from vrl3data.errors import Source
 from vrl3data.schema import Array, Feature
 
@@ -21,11 +21,14 @@ STUCK_ROWS, STUCK_SHARE, STUCK_TIMES = 10, 0.2, 6.0
 """A stretch without change is a stuck sensor if it is longer than these: rows, share of the episode, and times the
 longest stretch of that entry in any other episode (a finger of pen rests at its limit 4 times as long in one)."""
 JUMP_TIMES = 4.0
-"""A jump beyond this many times the largest of all other episodes. In clean sets the greatest is 2.1 (door)."""
-REACH_TIMES = 2.0
-"""A value that lies outside the range of all other episodes by this many times that range; in clean sets 0.64."""
+"""A jump beyond this many times the largest of the other episodes, less up to a quarter that are far above it as well.
+In clean sets the greatest is 2.6 (reaching)."""
+REACH_TIMES, REACH_TIMES_MANY = 2.0, 3.0
+"""A value that lies outside the range of the other episodes by this many times that range; in clean sets 1.06 for one
+episode, 1.4 where several are left out."""
 SCALE_TIMES = 10.0
 """A range this many times smaller than the smallest of the others; in clean sets 3.0, radians for degrees 57."""
+TINY = 1e-30
 HABIT = 0.5
 """If more than this share of episodes leave the bounds, the bounds are wrong, not an episode: DAPG's human actions
 leave [-1, 1] in every episode, for 6 % of all numbers."""
@@ -127,16 +130,16 @@ def shares(feature: Feature, share: Array) -> str:
 def jumps(data: Collected) -> Iterator[Finding]:
     """A step far larger than any in the other episodes: a spike, a teleport, two recordings glued together."""
     for feature, having in _compared(data):
-        jump, reach = data.stacked(feature.name, "jump")[1], _reach(data, feature)
-        usual = np.maximum(others(jump, "max"), 1e-3 * reach)
+        jump = data.stacked(feature.name, "jump")[1]
+        far, usual = beyond(jump, JUMP_TIMES, 1e-3 * _reach(data, feature))
         for number, summary in enumerate(having):
-            columns = np.flatnonzero((jump[number] > JUMP_TIMES * usual[number]) & (usual[number] > 0))
+            columns = np.flatnonzero(far[number])
             if len(columns):
-                column = int(columns[np.argmax(jump[number, columns] / usual[number, columns])])
+                column = int(columns[np.argmax(jump[number, columns] / usual[columns])])
                 step = int(summary.columns[feature.name].jump_at[column])
                 message = (
                     f"{entry(feature, column)} jumps by {jump[number, column]:.4g}, in the other episodes by "
-                    f"{usual[number, column]:.4g} at most"
+                    f"{usual[column]:.4g} at most"
                 )
                 yield Finding("jumps", message, summary.at(feature.name, step), "warn")
 
@@ -151,18 +154,15 @@ def scale(data: Collected) -> Iterator[Finding]:
     """Values of another size than in all other episodes: another unit, offset or calibration."""
     for feature, having in _compared(data):
         least, greatest = data.stacked(feature.name, "least")[1], data.stacked(feature.name, "greatest")[1]
-        low, high = others(least, "min"), others(greatest, "max")
+        far, low, high = outside(least, greatest, REACH_TIMES, REACH_TIMES_MANY)
         span = greatest - least
-        smallest, reach = others(span, "min"), high - low
+        small = beyond(1 / np.maximum(span, TINY), SCALE_TIMES)[0] & (span.min(axis=0) > 0)
         for number, summary in enumerate(having):
-            away = np.maximum(greatest[number] - high[number], low[number] - least[number])
-            far = (away > REACH_TIMES * reach[number]) & (reach[number] > 0)
-            small = (span[number] * SCALE_TIMES < smallest[number]) & (span[number] > 0)
-            for column in np.flatnonzero(far | small)[:1]:
+            for column in np.flatnonzero(far[number] | small[number])[:1]:
                 message = (
                     f"{entry(feature, int(column))} lies in {least[number, column]:.4g} to "
-                    f"{greatest[number, column]:.4g}, in the other episodes in {low[number, column]:.4g} to "
-                    f"{high[number, column]:.4g}" + (" and never in so small a part" if small[column] else "")
+                    f"{greatest[number, column]:.4g}, in the other episodes in {low[column]:.4g} to "
+                    f"{high[column]:.4g}" + (" and never in so small a part" if small[number, column] else "")
                 )
                 yield Finding("scale", message, summary.at(feature.name), "warn")
 

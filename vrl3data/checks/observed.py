@@ -83,6 +83,12 @@ def states_of(episode: Observed) -> Array | None:
     return flat(episode.series[chosen]) if chosen in episode.series else None
 
 
+def joints_of(episode: Observed) -> Array | None:
+    """Positions of the joints in the simulator: obs.proprio may leave out those that the action moves."""
+    rows = episode.series.get("sim.qpos")
+    return None if rows is None or episode.schema["sim.qpos"].rows != "state" else flat(rows)
+
+
 @dataclass
 class Column:
     """One feature in one episode; arrays have one entry per entry of the row."""
@@ -128,18 +134,21 @@ class Excerpt:
 
     actions_TD: Array
     states_ND: Array
+    body_NB: Array
+    """The states, and beside them the joints of the simulator."""
     energy: dict[str, Array]
     segments: dict[str, Array]
     """camera -> mean thumbnails of SEGMENTS equal parts of the whole episode."""
 
     @property
     def nbytes(self) -> int:
-        kept = (self.actions_TD, self.states_ND, *self.energy.values(), *self.segments.values())
+        kept = (self.actions_TD, self.states_ND, self.body_NB, *self.energy.values(), *self.segments.values())
         return sum(item.nbytes for item in kept)
 
     @classmethod
     def of(cls, episode: Observed) -> Excerpt:
         states = states_of(episode)
+        body = [rows[: EXCERPT + 1] for rows in (states, joints_of(episode)) if rows is not None]
         actions = flat(episode.series["action"]) if "action" in episode.series else np.zeros((0, 0))
         segments = {
             name: np.stack([part.mean(axis=0) for part in np.array_split(frames.thumbs_NGGC, parts)])
@@ -149,6 +158,7 @@ class Excerpt:
         return cls(
             actions[:EXCERPT].astype(np.float32),
             (np.zeros((0, 0)) if states is None else states)[: EXCERPT + 1].astype(np.float32),
+            np.concatenate(body, axis=1).astype(np.float32) if body else np.zeros((0, 0), np.float32),
             {name: frames.energy_NE[:EXCERPT].astype(np.float16) for name, frames in episode.cameras.items()},
             {name: part.astype(np.float32) for name, part in segments.items()},
         )
@@ -217,3 +227,47 @@ def others(values_ED: Array, how: str) -> Array:
     ordered = np.sort(values_ED, axis=0)
     first, second = (ordered[-1], ordered[-2]) if how == "max" else (ordered[0], ordered[1])
     return np.where(values_ED == first, second, first)
+
+
+SPOILT = 0.25
+"""The share of episodes that may be wrong in the same way without hiding one another."""
+
+
+def beyond(values_ED: Array, times: float, floor_D: Array | float = 0.0) -> tuple[Array, Array]:
+    """(which are far above the rest, the greatest of the rest per column), for values of at least 0. E x D, E > 1.
+
+    Sorted, the greatest are left out one by one, up to a share of SPOILT: far above are those over the lowest gap of
+    this factor. The rest is at least `floor_D`; a rest of 0 tells nothing.
+    """
+    count = len(values_ED)
+    ordered = np.sort(values_ED, axis=0)
+    start = count - max(1, int(SPOILT * count))
+    rest = np.maximum(ordered[start - 1 : -1], floor_D)
+    gap = (ordered[start:] > times * rest) & (rest > 0)
+    first = gap.argmax(axis=0)[None]
+    usual_D = np.where(gap.any(axis=0), np.take_along_axis(rest, first, axis=0)[0], ordered[-1])
+    far = gap.any(axis=0) & (values_ED > times * usual_D)
+    return far, usual_D
+
+
+def outside(least_ED: Array, greatest_ED: Array, once: float, several: float) -> tuple[Array, Array, Array]:
+    """(which ranges lie far outside that of the rest, its lower and its upper end per column).
+
+    As `beyond`: the farthest from the median ranges are left out one by one. One must be away by `once` times the
+    range of the rest, several by `several` times.
+    """
+    count = len(least_ED)
+    away_ED = np.maximum(greatest_ED - np.median(greatest_ED, axis=0), np.median(least_ED, axis=0) - least_ED)
+    order = np.argsort(away_ED, axis=0, kind="stable")
+    least, greatest = np.take_along_axis(least_ED, order, axis=0), np.take_along_axis(greatest_ED, order, axis=0)
+    low, high = np.minimum.accumulate(least, axis=0), np.maximum.accumulate(greatest, axis=0)
+    start = count - max(1, int(SPOILT * count))
+    reach = (high - low)[start - 1 : -1]
+    distance = np.maximum(greatest[start:] - high[start - 1 : -1], low[start - 1 : -1] - least[start:])
+    times = np.where(np.arange(start, count) == count - 1, once, several)[:, None]
+    gap = (distance > times * reach) & (reach > 0)
+    first = np.where(gap.any(axis=0), gap.argmax(axis=0), count - start)  # place in the order, from `start` on
+    edge = np.minimum(first, count - start - 1)[None] + start - 1
+    low_D, high_D = (np.take_along_axis(side, edge, axis=0)[0] for side in (low, high))
+    rank = np.argsort(order, axis=0, kind="stable")
+    return rank >= first + start, low_D, high_D

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vrl3data.checks.finding import Finding
+from vrl3data.checks.lighting import with_moved_camera
 from vrl3data.checks.observed import Collected, Summary
 from vrl3data.errors import Source
 from vrl3data.schema import Array
@@ -33,6 +34,8 @@ EXCESS, MARGIN = 0.05, 0.25
 """By how much another lag must correlate better in an episode, and by how many deviations of the other episodes that
 must pass the greatest of so many normal numbers, sqrt(2 ln E). Clean sets, where lag 0 is sharp: 0.044 at most, with a
 margin below 0; an episode shifted by one step: mostly 0.05 to 1.1."""
+TELLING = 0.6
+"""A lag is named only if the episode follows the map at it at least this well, against what is usual without one."""
 RARE, USUAL = 0.1, 0.9
 """Shares of episodes in which a repeated frame at the edge is one's own mistake, or a mistake of all."""
 TIMES, EXPLAINED = 2.0, 0.03
@@ -65,7 +68,8 @@ def shifted_actions(data: Collected) -> Iterator[Finding]:
 def shifted_frames(data: Collected) -> Iterator[Finding]:
     """Frames of a camera stored a step too early or too late, in one episode or in all."""
     for name in sorted({name for _, excerpt in data.excerpts for name in excerpt.energy}):
-        kept = [(summary, excerpt) for summary, excerpt in data.excerpts if name in excerpt.energy]
+        moved_away = with_moved_camera(data, name)  # whose frames cannot be asked when they were taken
+        kept = [(s, excerpt) for s, excerpt in data.excerpts if name in excerpt.energy and id(s) not in moved_away]
         moved = [np.abs(np.diff(excerpt.states_ND, axis=0)) for _, excerpt in kept]
         seen = [excerpt.energy[name].astype(np.float32) for _, excerpt in kept]
         result = lagged([s for s, _ in kept], seen, moved)
@@ -106,7 +110,10 @@ def _shifted(result: Lagged, check: str, feature: str, what: str, against: str) 
     margin = (excess - middle) / spread - np.sqrt(2 * np.log(len(excess)))
     for episode in np.flatnonzero((excess > EXCESS) & (margin > MARGIN)):
         lag = int(result.correlation_EL[episode].argmax())
+        own, usually = float(result.correlation_EL[episode, lag]), float(np.median(result.correlation_EL[:, ZERO]))
         message = f"the {what} fit the {against} {_lag(lag)} better, unlike in the other episodes"
+        if own < TELLING * usually:
+            message = f"the {what} do not fit the {against}: correlation {own:.2f} at best, in the others {usually:.2f}"
         yield Finding(check, message, result.owners[episode].at(feature), "warn")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from vrl3data.checks.finding import Finding
+from vrl3data.checks.habits import odd_rewards, reward_shape
 from vrl3data.checks.numbers import MIN_OTHERS
-from vrl3data.checks.observed import Collected, Observed, Summary
+from vrl3data.checks.observed import LARGEST, Collected, Observed, Summary
 from vrl3data.errors import Source
 from vrl3data.schema import Array
 
@@ -126,7 +128,7 @@ def _distance(last: Array, first: Array, states_ND: Array) -> float:
     return float((np.abs(last - first)[used] / step[used]).mean()) if used.any() else np.inf
 
 
-def reward_facts(episode: Observed) -> dict[str, float]:
+def reward_facts(episode: Observed) -> dict[str, Any]:
     """What the comparison of episodes needs of the reward."""
     rows = episode.series.get("reward")
     if rows is None or not rows.size or rows.size != len(rows):
@@ -134,7 +136,8 @@ def reward_facts(episode: Observed) -> dict[str, float]:
     values = rows.reshape(-1).astype(np.float64)
     dense = float((np.diff(values) != 0).mean()) if len(values) > 1 else 0.0
     return {"max": float(values.max()), "last": float(values[-1]), "sum": float(values.sum()), "dense": dense,
-            "zero": float(not values.any()), "flat": float(np.ptp(values) == 0)}  # fmt: skip
+            "zero": float(not values.any()), "flat": float(np.ptp(values) == 0),
+            "shape": reward_shape(np.clip(values, -LARGEST, LARGEST))}  # fmt: skip
 
 
 def reward(data: Collected) -> Iterator[Finding]:
@@ -147,6 +150,7 @@ def reward(data: Collected) -> Iterator[Finding]:
         yield Finding("reward", f"the reward is zero in all {len(rewarded)} episodes",
                       Source(feature="reward"), "warn")  # fmt: skip
         return
+    yield from odd_rewards(data)
     dense = np.array([summary.facts["reward"]["dense"] for summary in rewarded])
     flat = np.array([summary.facts["reward"]["flat"] for summary in rewarded], bool)
     if len(rewarded) <= MIN_OTHERS or np.mean(dense > 0.5) < ZERO_SHARE * 0.9:
