@@ -22,16 +22,15 @@ def verify_sources(dest: Path, find: Callable[[str], Path], identity: Identity, 
     with open_dataset(dest, verify="off") as dataset:
         listed = dataset.manifest.listed()
         columns = (dataset.index[name].to_pylist() for name in ("id", "name", "source", "source_sha256"))
-        made = {
-            (source, sha256)
-            for sample_id, name, source, sha256 in zip(*columns, strict=True)
-            if sha256 and identity.sample_id(name) == sample_id
-        }
+        rows = [row for row in zip(*columns, strict=True) if identity.sample_id(row[1]) == row[0]]
+        made, others = {(source, sha256) for _, _, source, sha256 in rows if sha256}, len(dataset) - len(rows)
     for path in index.shard_files(dest):
         if path.name not in listed:  # of an append that was not finished, and will go on
             metas = (entry.meta for entry in scan.scan(path, CONFIRM_IMAGES).entries)
             made |= {(meta["source"], meta["source_sha256"]) for meta in metas
                      if meta["source_sha256"] and identity.sample_id(meta["name"]) == meta["id"]}  # fmt: skip
+    if others:
+        reporter.note(f"{others} samples of {dest} come from other sources, which were not given and are not verified")
     with reporter.progress("hashing sources", len(made), "files") as advance:
         for source, sha256 in sorted(made):
             _verify(source, find(source), sha256)

@@ -158,3 +158,10 @@ def test_a_sample_that_names_a_path_as_its_split_is_lost(source: Path, tmp_path:
     assert "episode-0" not in names
     assert len(lost) == 1
     assert not list(tmp_path.rglob("EV*"))
+
+
+def test_a_selection_without_its_manifest_is_known_by_its_index(source: Path, tmp_path: Path) -> None:
+    with vrl3data.open(source) as dataset:
+        select(dataset, tmp_path / "linked", "name in ('episode-1', 'episode-2')", virtual=True)
+    (tmp_path / "linked" / "dataset.json").unlink()
+    assert repair(tmp_path / "linked", tmp_path / "out")[0].samples == 2

@@ -141,10 +141,10 @@ def test_split_by_a_column_and_with_groups(tmp_path: Path) -> None:
             split(dataset, tmp_path / "x", by="sucess")
         with pytest.raises(ConfigError, match="either shares"):
             split(dataset, tmp_path / "x")
-        with pytest.raises(ConfigError, match="share above 0"):
+        with pytest.raises(ConfigError, match="share above 0 and at most 1"):
             split(dataset, tmp_path / "x", {"train": 1, "val": 0})
         with pytest.raises(ConfigError, match="4 splits need at least as many groups, found 3"):
-            split(dataset, tmp_path / "x", dict.fromkeys("abcd", 1.0), keep_together="source")
+            split(dataset, tmp_path / "x", dict.fromkeys("abcd", 0.25), keep_together="source")
     assert sorted(by_task.splits) == ["close_it", "open_the_door"]
     assert {name: info.samples for name, info in by_success.splits.items()} == {
         "success_no": 8, "success_unknown": 1, "success_yes": 3
@@ -221,10 +221,10 @@ def test_expressions(expression: str, expected: list[int]) -> None:
     ("expression", "match"),
     [
         ("sucess", "no column 'sucess'; did you mean 'success'"), ("length >", "not understood"),
-        ("", "not understood"), ("task + 1 == 2", "arithmetic is for numbers"),
+        ("", "is empty"), ("task + 1 == 2", "arithmetic is for numbers"),
         ("__import__('os').system('true')", "not understood"), ("task.upper()", "not understood"),
         ("[x for x in task]", "not understood"), ("length is 3", "say =="),
-        ("length < 'a'", "does not go together|not understood"), ("3 in length", "`in` takes a list"),
+        ("length < 'a'", "compares a text with a number"), ("3 in length", "`in` takes a list"),
         ("(" * 5000, "not understood"), ("1" * 20_000, "characters"), ("length ** 99999999", "not understood"),
         ("'a' * 10**9 == task", "not understood|arithmetic"), ("lambda: 1", "not understood"), ("\0", "not understood"),
     ],

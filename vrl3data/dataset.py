@@ -144,6 +144,8 @@ class Dataset:
             meta = shard.parse_commit(bytes(self.member(position, shard.COMMIT_MEMBER)))
             with locate(self.path, self.place(position)[1], f"{self._keys[position]:09d}"):
                 shard.check_meta(meta, self.schema.kind)
+            if self.manifest.is_linked:  # the shard's word is about the dataset that it came from
+                meta["split"] = str(self.index["split"][position].as_py())
             self._commits[position] = meta
             if len(self._commits) > KNOWN_COMMITS:
                 self._commits.popitem(last=False)

@@ -25,6 +25,9 @@ def check_target(path: Path) -> None:
     with locate(path=path):
         if _URL.match(str(path)):
             raise DestinationError("datasets are written to a folder, not to a URL; write one, then: vrl3data push")
+        for parent in path.resolve().parents:
+            if (parent / manifest.MANIFEST).is_file():
+                raise DestinationError(f"the target lies inside the dataset {parent}; choose a folder of its own")
         if path.exists() and not path.is_dir():
             raise DestinationError("the target is a file, expected a directory")
         if not path.is_dir() or (path / manifest.MANIFEST).exists() or index.shard_files(path):

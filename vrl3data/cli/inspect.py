@@ -45,7 +45,7 @@ def _info_text(dataset: Any) -> str:
         ("bytes", human_bytes(found.bytes)),
         ("licence", found.license),
         ("made by", f"{found.provenance.get('tool')}, converter {found.provenance.get('converter')}"),
-        ("source", str(found.provenance.get("source", {}).get("name", ""))),
+        ("source", ", ".join(str(made.get("source", {}).get("name", "")) for made in found.provenances)),
         ("fingerprint", found.fingerprint),
     ]
     table = [("feature", "dtype", "shape", "rows", "codec")]

@@ -111,6 +111,8 @@ def select(
 ) -> None:  # fmt: skip
     """Keep the samples of SOURCE that fulfil EXPRESSION, which names columns of the index.
 
+    What is not known is -1: `success` means success == 1, `not success` all others, `success == 0` known failures.
+
     Example: vrl3data filter out/door out/door-good "success and length > 50"
     """
     from vrl3data.dataset import open_dataset
@@ -164,13 +166,15 @@ def rename(source: str, dest: str, names: tuple[str, ...], as_json: bool, quiet:
 @SOURCE
 @DEST
 @click.option("--camera", multiple=True, help="Camera to draw; repeat for more.", show_default="as the source")
-@click.option("--image-size", default=0, help="Height and width in pixels.", show_default="as the source")
+@click.option(
+    "--image-size", type=click.IntRange(16, 1024), help="Height and width in pixels.", show_default="as the source"
+)
 @click.option("--look", type=click.Choice(["vrl3", "gymnasium"]), help="Of Adroit tasks.", show_default="as the source")
 @click.option("--render", type=click.Choice(["exact", "fast"]), default="exact", show_default=True)
 @click.option("--codec", default="raw", show_default=True, help="Of the new pictures.")
 @output_options
 def rerender(
-    source: str, dest: str, camera: tuple[str, ...], image_size: int, look: str | None, render: str, codec: str,
+    source: str, dest: str, camera: tuple[str, ...], image_size: int | None, look: str | None, render: str, codec: str,
     as_json: bool, quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Draw the pictures of SOURCE anew from its stored simulator states.
@@ -181,7 +185,7 @@ def rerender(
     from vrl3data.tools.rerender import View
     from vrl3data.tools.rerender import rerender as run
 
-    view = View(camera, image_size, look or "", render, codec)
+    view = View(camera, image_size or 0, look or "", render, codec)
     with open_dataset(source) as dataset:
         found = run(dataset, dest, view, _output(options), console(quiet=quiet))
     _done(dest, found, as_json)

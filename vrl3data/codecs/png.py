@@ -25,7 +25,9 @@ class PngCodec:
 
     def describe(self, codec: str, feature: Feature) -> Feature:
         depth = feature.dtype == "uint16" and len(feature.shape) == 2
-        if codec != "png" or not (feature.is_image or depth):
+        if codec != "png":
+            raise ConfigError(f"codec {codec!r}: png takes no options")
+        if not (feature.is_image or depth):
             raise ConfigError(f"codec {codec!r} needs uint8 images or uint16 depth, not feature {feature.name}")
         encoder = f"png level {LEVEL}, Pillow {pillow_version}, zlib {features.version('zlib')}"
         return replace(feature, codec=codec, lossless=True, unit_rows=1, encoder=encoder)

@@ -33,6 +33,8 @@ def evaluate(expression: str, columns: Mapping[str, Column], rows: int) -> NDArr
     Comparisons, `and`, `or`, `not`, `in` (a list, or a piece of a text), `+ - * / // %`, numbers, texts and names of
     columns; nothing else. ConfigError says what is not understood and where.
     """
+    if not expression.strip():
+        raise ConfigError("the expression is empty")
     if len(expression) > MAX_LENGTH:
         raise ConfigError(f"the expression has {len(expression)} characters, at most {MAX_LENGTH} are read")
     try:
@@ -81,6 +83,8 @@ class _Evaluator:
                 part = _member(left, right)
                 part = np.logical_not(part) if isinstance(sign, ast.NotIn) else part
             elif type(sign) in _COMPARISONS:
+                if _is_text(left) != _is_text(right):
+                    raise ConfigError(f"{ast.unparse(node)[:60]!r} compares a text with a number")
                 part = _COMPARISONS[type(sign)](left, right)
             else:
                 raise ConfigError(f"{ast.unparse(node)!r}: `is` is not understood; say ==")
@@ -113,6 +117,10 @@ class _Evaluator:
         raise ConfigError(
             f"{ast.unparse(node)[:60]!r} is not understood; only columns, numbers, texts and comparisons are"
         )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype == object)
 
 
 def _member(left: Any, right: Any) -> Any:

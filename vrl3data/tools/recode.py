@@ -13,7 +13,7 @@ import numpy as np
 from vrl3data import codecs
 from vrl3data.dataset import Dataset, StoredSample
 from vrl3data.encode import encode
-from vrl3data.errors import ConfigError, did_you_mean
+from vrl3data.errors import ConfigError, SchemaError, did_you_mean
 from vrl3data.manifest import DatasetSpec, Manifest
 from vrl3data.report import Reporter
 from vrl3data.sample import EncodedSample, Identity
@@ -68,7 +68,10 @@ def rename(
     for name in new_names:
         if new_names.count(name) > 1:
             raise ConfigError(f"there would be two features {name!r}")
-    new = replace(schema, features=tuple(replace(f, name=mapping.get(f.name, f.name)) for f in schema.features))
+    try:
+        new = replace(schema, features=tuple(replace(f, name=mapping.get(f.name, f.name)) for f in schema.features))
+    except SchemaError as error:
+        raise ConfigError(error.message) from error
     described = spec("rename-feature", [dataset], new, {"names": dict(sorted(mapping.items()))}, output or Output())
     return rewrite(dataset, dest, described, partial(_load_renamed, mapping), reporter)
 

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from vrl3data import __version__, index, manifest, scan, shard
@@ -81,6 +83,7 @@ def examine(path: Path | str, reporter: Reporter | None = None) -> Salvage:
                     seen.add(item.meta["id"])
                     found.whole.append(item)
             advance(1)
+    _as_selected(directory, found)
     told = {(lost.shard, lost.key) for lost in found.lost}
     found.lost += [lost for lost in _missing(directory, known, seen) if (lost.shard, lost.key) not in told]
     return found
@@ -115,6 +118,22 @@ def _carry(item: Whole, _spool: Path) -> EncodedSample:
     view = memoryview(scan.map_file(item.path))
     members = [(name, view[start : start + size]) for name, (start, size) in item.places.items()]
     return EncodedSample(meta, (*members, (shard.COMMIT_MEMBER, shard.commit_bytes(meta))))
+
+
+def _as_selected(directory: Path, found: Salvage) -> None:
+    """Without dataset.json, an index that is left tells which samples counted, and in which split: shards that were
+    linked hold more."""
+    path = directory / index.INDEX
+    if found.manifest is None or found.manifest.complete or not path.is_file():
+        return
+    try:
+        table = pq.read_table(path, columns=["id", "split"])
+    except (pa.ArrowException, OSError):
+        return  # nothing to go by: what is whole is saved
+    splits = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    kept = [item for item in found.whole if item.meta["id"] in splits]
+    if kept:
+        found.whole = [replace(item, meta=item.meta | {"split": splits[item.meta["id"]]}) for item in kept]
 
 
 def _counted(file: Path, items: Iterable[Whole | Lost], known: Manifest) -> Iterator[Whole | Lost]:

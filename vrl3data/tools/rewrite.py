@@ -20,6 +20,7 @@ from vrl3data.schema import Schema
 from vrl3data.writer import Writer
 
 UNKNOWN = "unknown"
+SMALLEST_SHARD = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def spec(
     tool: str, inputs: Sequence[Dataset], schema: Schema, options: Mapping[str, Any], output: Output
 ) -> DatasetSpec:
     """The dataset that `tool` makes from `inputs`. ConfigError for an input that is still being written."""
+    if output.shard_size < SMALLEST_SHARD:
+        raise ConfigError(f"shard_size: expected at least {SMALLEST_SHARD} bytes, found {output.shard_size}")
     for dataset in inputs:
         if not dataset.manifest.complete:
             raise ConfigError(f"{dataset.path} is still being written; finish it, or salvage it: vrl3data repair")
@@ -127,6 +130,8 @@ def same_schema(inputs: Sequence[Dataset]) -> Schema:
     """The schema that all inputs share; who encoded or drew may differ. ConfigError names what does."""
     first = inputs[0].schema
     for dataset in inputs[1:]:
+        if dataset.schema.kind != first.kind:
+            raise ConfigError(f"{inputs[0].path} holds {first.kind}, {dataset.path} holds {dataset.schema.kind}")
         differing = manifest.differences(_comparable(first), _comparable(dataset.schema))
         if differing:
             raise ConfigError(

@@ -18,7 +18,7 @@ from vrl3data.tools.expression import Column, evaluate
 from vrl3data.tools.link import link
 from vrl3data.tools.rewrite import Output, carried, spec, splits_of, write
 
-MAX_SHARE = 1e6
+SHARES_OFF = 1e-3
 MAX_SPLITS = 200
 """The writer keeps a file open for each."""
 TRISTATE = {1: "yes", 0: "no", -1: "unknown"}
@@ -95,8 +95,10 @@ def _by_chance(dataset: Dataset, shares: Mapping[str, float], seed: int, keep_to
     for name, share in shares.items():
         if not SPLIT.fullmatch(name) or name == "all":
             raise ConfigError(f"split {name!r}: expected lower-case letters, digits and underscores, and not 'all'")
-        if not 0 < share <= MAX_SHARE:
-            raise ConfigError(f"split {name}: expected a share above 0 and at most {MAX_SHARE:g}, found {share}")
+        if not 0 < share <= 1:
+            raise ConfigError(f"split {name}: expected a share above 0 and at most 1, found {share}")
+    if abs(sum(shares.values()) - 1) > SHARES_OFF:
+        raise ConfigError(f"the shares add up to {sum(shares.values()):g}, expected 1")
     ids = dataset.index["id"].to_pylist()
     groups: dict[str, list[int]] = {}
     for position, value in enumerate(_column(dataset, keep_together) if keep_together else ids):
