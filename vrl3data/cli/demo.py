@@ -25,7 +25,7 @@ CURVES = {
     "--stage1", default="packaged", show_default=True, help="packaged, hilp, none, or an encoder's directory."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--demonstrations", type=click.IntRange(1), default=120, show_default=True, help="Episodes to record.")
+@click.option("--demonstrations", type=click.IntRange(1), default=100, show_default=True, help="Episodes to record.")
 @click.option("--goals", type=click.IntRange(1), default=100, show_default=True, help="Fixed goals of each evaluation.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the preset `short`.")
 @json_option

@@ -145,7 +145,7 @@ PRESETS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
         "sample_by": ("step", OURS), "agent.hidden_dim": (256, OURS), "agent.lr": (5e-4, OURS),
         "agent.encoder_lr_scale": (0.3, "ours: an encoder from stage 1 needs less"),
         "agent.gamma": (0.9, OURS), "agent.target_tau": (0.02, OURS),
-        "stage2.bc_updates": (200, OURS), "stage2.bc_lr": (1e-3, OURS), "stage2.bc_batch_norm": ("train", OURS),
+        "stage2.bc_updates": (140, OURS), "stage2.bc_lr": (1e-3, OURS), "stage2.bc_batch_norm": ("train", OURS),
         "stage2.updates": (400, OURS), "stage2.q_weight": (0.0, "a fresh critic has no useful direction yet"),
         "stage2.bc_weight": (4.0, OURS), "stage2.encoder_gradient": ("none", "a fresh critic wrecks the encoder"),
         "stage2.fresh_optimizers": (True, OURS), "stage2.anneal": (0.1, OURS),

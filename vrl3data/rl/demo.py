@@ -39,7 +39,7 @@ class DemoOptions:
 
     stage1: str = "packaged"
     seed: int = 0
-    demonstrations: int = 120
+    demonstrations: int = 100
     steps: int = 25
     goals: int = 100
     settings: Mapping[str, Any] | None = None
