@@ -24,7 +24,7 @@ LAYERS = [
     ["vrl3data.codecs", "vrl3data.manifest", "vrl3data.index", "vrl3data.shard", "vrl3data.sample",
      "vrl3data.preview", "vrl3data.storage", "vrl3data.scan", "vrl3data.derive", "vrl3data.metrics"],
     ["vrl3data.writer", "vrl3data.dataset", "vrl3data.stats", "vrl3data.validation", "vrl3data.record",
-     "vrl3data.takeover", "vrl3data.sampling", "vrl3data.order", "vrl3data.exchange", "vrl3data.workers",
+     "vrl3data.takeover", "vrl3data.sampling", "vrl3data.recycle", "vrl3data.order", "vrl3data.exchange", "vrl3data.workers",
      "vrl3data.envs"],
     ["vrl3data.images", "vrl3data.encoders", "vrl3data.loader", "vrl3data.replay", "vrl3data.delivery",
      "vrl3data.torch_batches", "vrl3data.window_spec", "vrl3data.windows", "vrl3data.stream", "vrl3data.mixing"],
