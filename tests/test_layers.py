@@ -28,7 +28,7 @@ LAYERS = [
     ["vrl3data.writer", "vrl3data.dataset", "vrl3data.stored", "vrl3data.stats", "vrl3data.validation",
      "vrl3data.checks", "vrl3data.record", "vrl3data.takeover", "vrl3data.splits", "vrl3data.sampling",
      "vrl3data.order", "vrl3data.exchange", "vrl3data.workers", "vrl3data.envs"],
-    ["vrl3data.images", "vrl3data.encoders", "vrl3data.loader", "vrl3data.replay", "vrl3data.delivery",
+    ["vrl3data.images", "vrl3data.encoders", "vrl3data.recycle", "vrl3data.loader", "vrl3data.replay", "vrl3data.delivery",
      "vrl3data.torch_batches", "vrl3data.window_spec", "vrl3data.windows", "vrl3data.stream", "vrl3data.mixing",
      "vrl3data.tools"],
     ["converters", "pretrain", "cards"],

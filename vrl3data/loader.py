@@ -20,6 +20,7 @@ import numpy as np
 from vrl3data import sample, shard
 from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, DamagedError, did_you_mean, locate
+from vrl3data.recycle import Recycled
 from vrl3data.report import Reporter, Silent
 from vrl3data.sampling import Ints, Layout
 from vrl3data.schema import Array, Feature
@@ -31,6 +32,8 @@ CACHE_BYTES = 512 * 1024**2
 """Of decoded units that storage `stream` keeps, for each process."""
 SMALL = 64 * 1024
 """Bytes of a raw episode of a feature that `stream` copies; of a larger one it reads rows where they lie."""
+RUN = 4096
+"""Bytes of a row from which copying runs of rows one by one is worth their loop."""
 ALIGNMENT = 16
 """Rows in a mapping are addressed in this unit where their size allows it: npy payloads start at multiples of 64."""
 
@@ -48,7 +51,7 @@ class RamRows:
     """Rows of one array."""
 
     def __init__(self, values: Array) -> None:
-        self.values = values
+        self.values, self._recycled = values, Recycled()
         # NumPy copies whole rows three times as fast when they have one dimension.
         self._flat = values.reshape(len(values), -1) if values.ndim > 2 and len(values) else values
 
@@ -56,7 +59,15 @@ class RamRows:
         return len(self.values)
 
     def gather(self, rows: Ints) -> Array:
-        return self._flat[rows].reshape(*rows.shape, *self.values.shape[1:])
+        shape = *rows.shape, *self.values.shape[1:]
+        if self.values.dtype != np.uint8 or self.values.ndim < 3 or not rows.size:
+            return self._flat[rows].reshape(shape)
+        if rows.min() < 0 or rows.max() >= len(self._flat):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._flat)}")
+        found = self._recycled.empty(rows.size, self._flat.shape[1])
+        # Other modes than clip copy `found` twice.
+        np.take(self._flat, rows.reshape(-1), 0, out=found, mode="clip")
+        return found.reshape(shape)
 
 
 class DeviceRows:
@@ -78,7 +89,8 @@ class DeviceRows:
 
 
 class MappedRows:
-    """Raw rows where they lie in the mapped shards: one strided take for a batch, however many shards it touches."""
+    """Raw rows where they lie in the mapped shards, however many a batch touches: small ones by one strided take, large
+    ones run by run into a buffer that was used before."""
 
     def __init__(self, feature: Feature, maps: Sequence[mmap.mmap], shard_N: Ints, offset_N: Ints) -> None:
         self.dtype, self.shape = np.dtype(feature.dtype), feature.shape
@@ -93,14 +105,29 @@ class MappedRows:
         self._view = np.lib.stride_tricks.as_strided(
             self._maps[lowest], (int(self._place_N.max()) + 1, size), (unit, 1), writeable=False
         )
+        self._bytes = np.lib.stride_tricks.as_strided(
+            self._maps[lowest], (int(self._place_N.max()) * unit + size,), (1,), writeable=False
+        )
+        self._unit, self._recycled = unit, Recycled()
 
     def __len__(self) -> int:
         return len(self._place_N)
 
     def gather(self, rows: Ints) -> Array:
-        found = self._view[self._place_N[rows.reshape(-1)]]
+        place_R, size = self._place_N[rows.reshape(-1)], self._view.shape[1]
+        found = self._copied(place_R * self._unit, size) if size >= RUN else self._view[place_R]
         values: Array = found.view(self.dtype).reshape(*rows.shape, *self.shape)
         return values
+
+    def _copied(self, start_R: Ints, size: int) -> Array:
+        """The rows of `size` bytes that start there."""
+        found = self._recycled.empty(len(start_R), size)
+        target = found.reshape(-1)
+        first = np.flatnonzero(np.diff(start_R, prepend=-1 - size) != size)
+        bounds = (np.append(first, len(start_R)) * size).tolist()
+        for begin, end, start in zip(bounds, bounds[1:], start_R[first].tolist(), strict=False):
+            target[begin:end] = self._bytes[start : start + end - begin]
+        return found
 
 
 class UnitCache:
