@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vrl3data.checks.finding import Finding, Severity
-from vrl3data.checks.observed import Collected, Observed, Summary, beyond, flat, others, outside
+from vrl3data.checks.observed import Collected, Observed, Summary, beyond, flat, outside
 from vrl3data.errors import Source
 from vrl3data.schema import Array, Feature
 
@@ -19,7 +19,8 @@ MIN_OTHERS = 4
 """Episodes beside one, before what is usual can be told from them."""
 STUCK_ROWS, STUCK_SHARE, STUCK_TIMES = 10, 0.2, 6.0
 """A stretch without change is a stuck sensor if it is longer than these: rows, share of the episode, and times the
-longest stretch of that entry in any other episode (a finger of pen rests at its limit 4 times as long in one)."""
+longest stretch of that entry in the other episodes, less up to a quarter that are stuck as well. A finger of pen rests
+at its limit 4 times as long in one episode as in the next."""
 JUMP_TIMES = 4.0
 """A jump beyond this many times the largest of the other episodes, less up to a quarter that are far above it as well.
 In clean sets the greatest is 2.6 (reaching)."""
@@ -68,21 +69,20 @@ def stuck(data: Collected) -> Iterator[Finding]:
         having, run = data.stacked(feature.name, "run")
         if len(having) <= MIN_OTHERS or not run.size:
             continue
-        usual = others(run, "max")
         whole = run.min(axis=1)  # at most what all entries stand still for at once
-        usually = others(whole[:, None], "max")[:, 0]
+        lasting, usually = beyond(whole[:, None].astype(float), STUCK_TIMES, 1.0)
+        far, usual = beyond(run.astype(float), STUCK_TIMES, 1.0)
         for number, summary in enumerate(having):
-            if whole[number] >= STUCK_ROWS and whole[number] > STUCK_TIMES * usually[number]:
+            if whole[number] >= STUCK_ROWS and lasting[number, 0]:
                 start = int(summary.columns[feature.name].run_at.max())
                 message = f"all entries stand still for about {int(whole[number])} rows, in the other episodes for "
                 where = summary.at(feature.name, start)
-                yield Finding("stuck", f"{message}{int(usually[number])} at most", where, "warn")
-            length = int(summary.meta["length"])
-            limit = np.maximum(max(STUCK_ROWS, STUCK_SHARE * length), STUCK_TIMES * usual[number])
-            for column in np.flatnonzero(run[number] > limit):
+                yield Finding("stuck", f"{message}{int(usually[0])} at most", where, "warn")
+            limit = max(STUCK_ROWS, STUCK_SHARE * int(summary.meta["length"]))
+            for column in np.flatnonzero(far[number] & (run[number] > limit)):
                 start = int(summary.columns[feature.name].run_at[column])
                 message = f"{entry(feature, int(column))} does not change for {int(run[number, column])} rows"
-                more = f", in the other episodes for {int(usual[number, column])} at most"
+                more = f", in the other episodes for {int(usual[column])} at most"
                 yield Finding("stuck", message + more, summary.at(feature.name, start), "warn")
 
 

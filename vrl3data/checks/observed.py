@@ -222,13 +222,6 @@ class Collected:
         return having, np.stack(rows) if rows else np.zeros((0, 0))
 
 
-def others(values_ED: Array, how: str) -> Array:
-    """For each episode, the greatest (`max`) or least (`min`) value among all the others. E x D, E at least 2."""
-    ordered = np.sort(values_ED, axis=0)
-    first, second = (ordered[-1], ordered[-2]) if how == "max" else (ordered[0], ordered[1])
-    return np.where(values_ED == first, second, first)
-
-
 SPOILT = 0.25
 """The share of episodes that may be wrong in the same way without hiding one another."""
 
