@@ -174,7 +174,7 @@ def zoomed(rows: Array) -> Array:
 
 def of_nine_levels(rows: Array) -> Array:
     least, span = rows.min(axis=0), np.ptp(rows, axis=0)
-    rounded: Array = np.round((rows - least) / span * 8) / 8 * span + least
+    rounded: Array = np.round((rows - least) / np.maximum(span, 1e-9) * 8) / 8 * span + least
     return rounded
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arm import arm_episodes, write_arm
-from pairs import FRONT, PAIRS, SETS, TARGETS, pushed, spoil
+from pairs import FRONT, PAIRS, SETS, TARGETS, Values, blurred, pushed, spoil
 
 from vrl3data.checks import CONTENT
+from vrl3data.checks.frames import FrameCollector, sharpness
 from vrl3data.checks.observed import beyond, outside
 from vrl3data.schema import Array, Episode
 from vrl3data.validation import validate
@@ -77,10 +78,39 @@ def test_no_lag_is_named_for_actions_of_nobody(episodes: list[Episode], tmp_path
     assert not [finding for finding in validate(path).findings if "better, unlike" in finding.message]
 
 
-def test_more_than_a_quarter_is_no_outlier(episodes: list[Episode], tmp_path: Path) -> None:
-    """Where every second episode is darker, both kinds are usual."""
-    dark = spoil(episodes, PAIRS["darker and darker"].change, range(0, 14, 2))
-    assert "brightness" not in {finding.check for finding in validate(write_arm(tmp_path / "arm", dark)).findings}
+USUAL = ("darker and darker", "a stuck joint", "noise", "blurred", "nine levels", "cut off", "filled in")
+
+
+@pytest.mark.parametrize("name", [*USUAL, "played backwards"])
+def test_more_than_a_quarter_is_no_outlier(name: str, episodes: list[Episode], tmp_path: Path) -> None:
+    """Where every second episode is like that, both kinds are usual."""
+    pair = PAIRS[name]
+    many = spoil(SETS[pair.base][0](episodes), pair.change, range(0, 14, 2))
+    assert pair.check not in {finding.check for finding in validate(write_arm(tmp_path / "arm", many)).findings}
+
+
+def test_a_body_that_rests_is_not_filled_in(episodes: list[Episode], tmp_path: Path) -> None:
+    def rest(values: Values) -> Values:
+        values["action"][10:19] = values["action"][10]
+        return values
+
+    path = write_arm(tmp_path / "arm", spoil(episodes, rest))
+    assert "interpolated" not in {finding.check for finding in validate(path).findings}
+
+
+def test_sharpness_depends_on_detail_and_not_on_light() -> None:
+    frames = np.random.default_rng(1).integers(0, 200, (3, 24, 24, 3), dtype=np.uint8)
+    sharp = sharpness(frames)
+    assert sharpness(frames // 2 + 20) == pytest.approx(sharp, rel=0.02)
+    assert (sharpness(blurred(frames)) < 0.5 * sharp).all()
+    assert sharpness(np.full((2, 24, 24, 3), 9, np.uint8)).tolist() == [0, 0]
+    assert sharpness(frames[:, :2]).tolist() == [0, 0, 0]
+    collector = FrameCollector()
+    for start, stop in ((0, 1), (1, 7), (7, 8), (8, 13)):
+        collector.add(np.concatenate([frames] * 5)[start:stop])
+    collected = collector.frames()
+    assert collected is not None
+    assert collected.sharp_N == pytest.approx(sharp[[0, 1, 2, 0]])  # frames 0, 4, 8 and 12
 
 
 def test_beyond_leaves_out_up_to_a_quarter() -> None:

@@ -20,7 +20,7 @@ LEAST_ROWS = 16
 CONTINUOUS, FEW = 0.7, 0.4
 """Different values per row: of all but a quarter of the episodes, and of one that is rounded. Clean sets: 1.0, where
 actions are clipped 0.77; nine levels 0.03 to 0.24."""
-LIMITED, LIMITED_OBSERVED, LIMIT_TIMES = 0.08, 0.2, 2.5
+LIMITED, LIMITED_OBSERVED, LIMIT_TIMES = 0.1, 0.16, 2.0
 """Share of rows exactly at a limit, in actions and in observations, and against the other episodes. Clean sets: 4 %
 (actions of reaching), 10 % (a finger of pen that rests at its limit in one episode); cut off, 10 to 88 %."""
 STRAIGHT, STRAIGHT_TIMES = 1.0, 4.0
