@@ -91,11 +91,23 @@ def test_more_than_a_quarter_is_no_outlier(name: str, episodes: list[Episode], t
 
 def test_a_body_that_rests_is_not_filled_in(episodes: list[Episode], tmp_path: Path) -> None:
     def rest(values: Values) -> Values:
-        values["action"][10:19] = values["action"][10]
+        values["obs.proprio"][10:19] = values["obs.proprio"][10]
         return values
 
     path = write_arm(tmp_path / "arm", spoil(episodes, rest))
     assert "interpolated" not in {finding.check for finding in validate(path).findings}
+
+
+def test_frames_that_come_back_from_elsewhere_do_not_run_backwards(episodes: list[Episode], tmp_path: Path) -> None:
+    """The last ones are like the usual beginning, but the first ones are not like the usual end."""
+
+    def there_and_back(values: Values) -> Values:
+        home = values[FRONT][:4].copy()
+        values[FRONT][-4:], values[FRONT][:4] = home, np.minimum(home, 175) + 80
+        return values
+
+    path = write_arm(tmp_path / "arm", spoil(SETS["home"][0](episodes), there_and_back))
+    assert "reversed_frames" not in {finding.check for finding in validate(path).findings}
 
 
 def test_sharpness_depends_on_detail_and_not_on_light() -> None:
