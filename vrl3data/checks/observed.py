@@ -166,7 +166,7 @@ class Excerpt:
 
 @dataclass
 class Summary:
-    """What is kept of an episode: about 30 bytes per number of a row, and the excerpt."""
+    """What is kept of an episode: about 40 bytes per number of a row, 2 kB per camera, and the excerpt."""
 
     meta: Mapping[str, Any]
     where: Source

@@ -24,8 +24,8 @@ LIMITED, LIMITED_OBSERVED, LIMIT_TIMES = 0.1, 0.16, 2.0
 """Share of rows exactly at a limit, in actions and in observations, and against the other episodes. Clean sets: 4 %
 (actions of reaching), 10 % (a finger of pen that rests at its limit in one episode); cut off, 10 to 88 %."""
 STRAIGHT, STRAIGHT_TIMES = 1.0, 4.0
-"""Rows in which all entries go straight on, and against the other episodes. Clean sets: 0; filled in, 5 to 74."""
-MOVING = 0.01
+"""Rows in which all entries go straight on, and against the other episodes. Clean sets: 1 (hammer); filled in, 5 to 74."""
+MOVING = 0.001
 """A step of this share of the spread of an entry."""
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Of the greatest value: what second differences of rounded numbers on a line are at most."""
@@ -61,7 +61,7 @@ def _limited(rows_ND: Array) -> tuple[Array, Array]:
     least, greatest = rows_ND.min(axis=0), rows_ND.max(axis=0)
     at_ND = (rows_ND == least) | (rows_ND == greatest)
     share = np.maximum(at_ND.sum(axis=0) - 2, 0) / len(rows_ND)
-    return np.where(greatest > least, share, 0.0).astype(np.float32), at_ND.argmax(axis=0)
+    return np.where(greatest > least, share, 0.0).astype(np.float32), at_ND.argmax(axis=0).astype(np.int32)
 
 
 def _straight(rows_ND: Array) -> tuple[int, int]:
