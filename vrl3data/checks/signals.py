@@ -24,7 +24,8 @@ LIMITED, LIMITED_OBSERVED, LIMIT_TIMES = 0.1, 0.16, 2.0
 """Share of rows exactly at a limit, in actions and in observations, and against the other episodes. Clean sets: 4 %
 (actions of reaching), 10 % (a finger of pen that rests at its limit in one episode); cut off, 10 to 88 %."""
 STRAIGHT, STRAIGHT_TIMES = 1.0, 4.0
-"""Rows in which all entries go straight on, and against the other episodes. Clean sets: 1 (hammer); filled in, 5 to 74."""
+"""Rows in which all entries go straight on, and against the other episodes. Clean sets: 1 (hammer); filled in, 5 to
+74."""
 MOVING = 0.001
 """A step of this share of the spread of an entry."""
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
