@@ -110,6 +110,24 @@ def test_frames_that_come_back_from_elsewhere_do_not_run_backwards(episodes: lis
     assert "reversed_frames" not in {finding.check for finding in validate(path).findings}
 
 
+@pytest.mark.parametrize(("jump", "checks"), [(6e-8, set()), (0.3, {"jumps", "scale"})])
+def test_what_a_simulator_rounds_is_no_jump(
+    jump: float, checks: set[str], episodes: list[Episode], tmp_path: Path
+) -> None:
+    """An entry that does not move is not quite still, and is judged only where it moves."""
+
+    def resting(values: Values, size: float = 0) -> Values:
+        joints = values["sim.qpos"]
+        joints[:, 2] = np.random.default_rng(0).normal(0, 1e-9, len(joints))
+        joints[9, 2] += size
+        return values
+
+    make, spec = SETS["joints"]
+    still = spoil(make(episodes), resting, range(len(episodes)))
+    path = write_arm(tmp_path / "arm", spoil(still, lambda values: resting(values, jump)), spec())
+    assert {f.check for f in validate(path, checks=["jumps", "scale"]).findings} == checks
+
+
 def test_sharpness_depends_on_detail_and_not_on_light() -> None:
     frames = np.random.default_rng(1).integers(0, 200, (3, 24, 24, 3), dtype=np.uint8)
     sharp = sharpness(frames)

@@ -30,6 +30,8 @@ episode, 1.4 where several are left out."""
 SCALE_TIMES = 10.0
 """A range this many times smaller than the smallest of the others; in clean sets 3.0, radians for degrees 57."""
 TINY = 1e-30
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Of the usual range of the widest entry of a feature: what rests in a simulator still jumps by 6e-8 (reaching)."""
 HABIT = 0.5
 """If more than this share of episodes leave the bounds, the bounds are wrong, not an episode: DAPG's human actions
 leave [-1, 1] in every episode, for 6 % of all numbers."""
@@ -131,7 +133,8 @@ def jumps(data: Collected) -> Iterator[Finding]:
     """A step far larger than any in the other episodes: a spike, a teleport, two recordings glued together."""
     for feature, having in _compared(data):
         jump = data.stacked(feature.name, "jump")[1]
-        far, usual = beyond(jump, JUMP_TIMES, 1e-3 * _reach(data, feature))
+        reach = _reach(data, feature)
+        far, usual = beyond(jump, JUMP_TIMES, np.maximum(1e-3 * reach, _rounding(data, feature)))
         for number, summary in enumerate(having):
             columns = np.flatnonzero(far[number])
             if len(columns):
@@ -150,15 +153,22 @@ def _reach(data: Collected, feature: Feature) -> Array:
     return reach
 
 
+def _rounding(data: Collected, feature: Feature) -> float:
+    """What an entry that does not move may change by; a median, because one wild episode must hide nothing."""
+    spans = data.stacked(feature.name, "greatest")[1] - data.stacked(feature.name, "least")[1]
+    return ROUNDING * float(np.median(spans, axis=0).max())
+
+
 def scale(data: Collected) -> Iterator[Finding]:
     """Values of another size than in all other episodes: another unit, offset or calibration."""
     for feature, having in _compared(data):
         least, greatest = data.stacked(feature.name, "least")[1], data.stacked(feature.name, "greatest")[1]
         far, low, high = outside(least, greatest, REACH_TIMES, REACH_TIMES_MANY)
-        span = greatest - least
+        span, reach = greatest - least, _reach(data, feature)
+        moving = reach > _rounding(data, feature)
         small = beyond(1 / np.maximum(span, TINY), SCALE_TIMES)[0] & (span.min(axis=0) > 0)
         for number, summary in enumerate(having):
-            for column in np.flatnonzero(far[number] | small[number])[:1]:
+            for column in np.flatnonzero(moving & (far[number] | small[number]))[:1]:
                 message = (
                     f"{entry(feature, int(column))} lies in {least[number, column]:.4g} to "
                     f"{greatest[number, column]:.4g}, in the other episodes in {low[column]:.4g} to "
