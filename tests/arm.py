@@ -38,10 +38,15 @@ def arm_spec(**more: Any) -> DatasetSpec:
     return make_spec(arm_schema(), shard_size=2_000_000, license="mit", **more)
 
 
-def arm_episode(number: int) -> Episode:
-    """Joints follow velocity commands towards a goal, with noise in motors, sensors and pixels."""
+def arm_episode(number: int, home: bool = False) -> Episode:
+    """Joints follow velocity commands towards a goal, with noise in motors, sensors and pixels.
+
+    With `home` all start alike, and go much the same way.
+    """
     rng = np.random.default_rng([11, number])
     joints, goal = rng.uniform(-1, 1, 3), rng.uniform(-1.5, 1.5, 3)
+    if home:
+        joints, goal = 0.2 * joints + 0.6, 0.3 * goal - 1
     velocity, wander = np.zeros(3), np.zeros(3)
     limit = int(rng.integers(36, 48))
     states, actions, rewards = [np.concatenate([joints, velocity])], [], []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from arm import PERIOD_NS, arm_schema, arm_spec
+from arm import PERIOD_NS, arm_episode, arm_schema, arm_spec
 
 from vrl3data.manifest import DatasetSpec
 from vrl3data.schema import Array, Episode, Feature, Schema
@@ -74,6 +74,11 @@ def joints_spec() -> DatasetSpec:
     return replace(arm_spec(), schema=Schema(schema.kind, (*schema.features, *more), schema.extras))
 
 
+def from_home(episodes: Sequence[Episode]) -> list[Episode]:
+    """Recordings that all begin alike."""
+    return [arm_episode(number, home=True) for number in range(len(episodes))]
+
+
 def same(episodes: Sequence[Episode]) -> list[Episode]:
     return list(episodes)
 
@@ -82,6 +87,7 @@ SETS: dict[str, tuple[Callable[[Sequence[Episode]], list[Episode]], Callable[[],
     "arm": (same, arm_spec),
     "length": (of_one_length, arm_spec),
     "joints": (with_joints, joints_spec),
+    "home": (from_home, arm_spec),
 }
 
 # --- defects -----------------------------------------------------------------------------------------------------
@@ -139,6 +145,51 @@ def half_rate(values: Values) -> Values:
     return thin
 
 
+def stuck(rows: Array) -> Array:
+    rows[10:, 1] = rows[10, 1]
+    return rows
+
+
+def noise(rows: Array) -> Array:
+    """A cable that is loose."""
+    return np.random.default_rng(3).integers(0, 256, rows.shape)
+
+
+def blurred(rows: Array) -> Array:
+    """Each pixel the mean of 3 x 3."""
+    wide = np.pad(rows.astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    size = rows.shape[1]
+    return sum(wide[:, y : y + size, x : x + size] for y in range(3) for x in range(3)) / 9
+
+
+def zoomed(rows: Array) -> Array:
+    """The middle half, drawn between its pixels."""
+    size = rows.shape[1]
+    place = (np.arange(size) + 0.5) / 2 + size / 4 - 0.5
+    low, part = place.astype(int), place % 1
+    tall = rows[:, low] * (1 - part)[:, None, None] + rows[:, low + 1] * part[:, None, None]
+    wide: Array = tall[:, :, low] * (1 - part)[:, None] + tall[:, :, low + 1] * part[:, None]
+    return wide
+
+
+def of_nine_levels(rows: Array) -> Array:
+    least, span = rows.min(axis=0), np.ptp(rows, axis=0)
+    rounded: Array = np.round((rows - least) / np.maximum(span, 1e-9) * 8) / 8 * span + least
+    return rounded
+
+
+def cut_off(rows: Array) -> Array:
+    """Entry 0 reads no more than half of its range."""
+    rows[:, 0] = np.minimum(rows[:, 0], (rows[:, 0].min() + rows[:, 0].max()) / 2)
+    return rows
+
+
+def filled_in(rows: Array) -> Array:
+    """Eight rows that were lost, on the line between their neighbours."""
+    rows[11:19] = rows[10] + (rows[19] - rows[10]) * (np.arange(1, 9) / 9)[:, None]
+    return rows
+
+
 def noise_for_actions(rows: Array) -> Array:
     return np.random.default_rng(2).uniform(-1, 1, rows.shape)
 
@@ -161,6 +212,15 @@ PAIRS = {
     "half the rate": Pair(half_rate, "velocity", "sim.qvel", "times as far as in the others", "joints"),
     "velocity per millisecond": Pair(
         _set("sim.qvel", lambda rows: rows / 1000), "velocity", "sim.qvel", "times as far as in the others", "joints"),
+    "a stuck joint": Pair(_set("obs.proprio", stuck), "stuck", "obs.proprio", "entry 1 does not change for"),
+    "noise": Pair(_set(FRONT, noise), "appearance", FRONT, "frames change by"),
+    "blurred": Pair(_set(FRONT, blurred), "sharpness", FRONT, "out of focus"),
+    "zoomed": Pair(_set(FRONT, zoomed), "sharpness", FRONT, "zoomed"),
+    "nine levels": Pair(_set("obs.proprio", of_nine_levels), "quantised", "obs.proprio", "different values"),
+    "actions of nine levels": Pair(_set("action", of_nine_levels), "quantised", "action", "different values"),
+    "cut off": Pair(_set("obs.proprio", cut_off), "saturated", "obs.proprio", "entry 0 is exactly its"),
+    "filled in": Pair(_set("obs.proprio", filled_in), "interpolated", "obs.proprio", "for 8 rows all entries"),
+    "played backwards": Pair(_set(FRONT, lambda rows: rows[::-1]), "reversed_frames", FRONT, "nearer", "home"),
     "actions of nobody": Pair(
         _set("action", noise_for_actions), "shifted_actions", "action", "the actions do not"),
 }  # fmt: skip

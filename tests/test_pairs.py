@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arm import arm_episodes, write_arm
-from pairs import FRONT, PAIRS, SETS, TARGETS, pushed, spoil
+from pairs import FRONT, PAIRS, SETS, TARGETS, Values, blurred, pushed, spoil
 
 from vrl3data.checks import CONTENT
+from vrl3data.checks.frames import FrameCollector, sharpness
 from vrl3data.checks.observed import beyond, outside
 from vrl3data.schema import Array, Episode
 from vrl3data.validation import validate
@@ -77,10 +78,69 @@ def test_no_lag_is_named_for_actions_of_nobody(episodes: list[Episode], tmp_path
     assert not [finding for finding in validate(path).findings if "better, unlike" in finding.message]
 
 
-def test_more_than_a_quarter_is_no_outlier(episodes: list[Episode], tmp_path: Path) -> None:
-    """Where every second episode is darker, both kinds are usual."""
-    dark = spoil(episodes, PAIRS["darker and darker"].change, range(0, 14, 2))
-    assert "brightness" not in {finding.check for finding in validate(write_arm(tmp_path / "arm", dark)).findings}
+USUAL = ("darker and darker", "a stuck joint", "noise", "blurred", "nine levels", "cut off", "filled in")
+
+
+@pytest.mark.parametrize("name", [*USUAL, "played backwards"])
+def test_more_than_a_quarter_is_no_outlier(name: str, episodes: list[Episode], tmp_path: Path) -> None:
+    """Where every second episode is like that, both kinds are usual."""
+    pair = PAIRS[name]
+    many = spoil(SETS[pair.base][0](episodes), pair.change, range(0, 14, 2))
+    assert pair.check not in {finding.check for finding in validate(write_arm(tmp_path / "arm", many)).findings}
+
+
+def test_a_body_that_rests_is_not_filled_in(episodes: list[Episode], tmp_path: Path) -> None:
+    def rest(values: Values) -> Values:
+        values["obs.proprio"][10:19] = values["obs.proprio"][10]
+        return values
+
+    path = write_arm(tmp_path / "arm", spoil(episodes, rest))
+    assert "interpolated" not in {finding.check for finding in validate(path).findings}
+
+
+def test_frames_that_come_back_from_elsewhere_do_not_run_backwards(episodes: list[Episode], tmp_path: Path) -> None:
+    """The last ones are like the usual beginning, but the first ones are not like the usual end."""
+
+    def there_and_back(values: Values) -> Values:
+        home = values[FRONT][:4].copy()
+        values[FRONT][-4:], values[FRONT][:4] = home, np.minimum(home, 175) + 80
+        return values
+
+    path = write_arm(tmp_path / "arm", spoil(SETS["home"][0](episodes), there_and_back))
+    assert "reversed_frames" not in {finding.check for finding in validate(path).findings}
+
+
+@pytest.mark.parametrize(("jump", "checks"), [(6e-8, set()), (0.3, {"jumps", "scale"})])
+def test_what_a_simulator_rounds_is_no_jump(
+    jump: float, checks: set[str], episodes: list[Episode], tmp_path: Path
+) -> None:
+    """An entry that does not move is not quite still, and is judged only where it moves."""
+
+    def resting(values: Values, size: float = 0) -> Values:
+        joints = values["sim.qpos"]
+        joints[:, 2] = np.random.default_rng(0).normal(0, 1e-9, len(joints))
+        joints[9, 2] += size
+        return values
+
+    make, spec = SETS["joints"]
+    still = spoil(make(episodes), resting, range(len(episodes)))
+    path = write_arm(tmp_path / "arm", spoil(still, lambda values: resting(values, jump)), spec())
+    assert {f.check for f in validate(path, checks=["jumps", "scale"]).findings} == checks
+
+
+def test_sharpness_depends_on_detail_and_not_on_light() -> None:
+    frames = np.random.default_rng(1).integers(0, 200, (3, 24, 24, 3), dtype=np.uint8)
+    sharp = sharpness(frames)
+    assert sharpness(frames // 2 + 20) == pytest.approx(sharp, rel=0.02)
+    assert (sharpness(blurred(frames)) < 0.5 * sharp).all()
+    assert sharpness(np.full((2, 24, 24, 3), 9, np.uint8)).tolist() == [0, 0]
+    assert sharpness(frames[:, :2]).tolist() == [0, 0, 0]
+    collector = FrameCollector()
+    for start, stop in ((0, 1), (1, 7), (7, 8), (8, 13)):
+        collector.add(np.concatenate([frames] * 5)[start:stop])
+    collected = collector.frames()
+    assert collected is not None
+    assert collected.sharp_N == pytest.approx(sharp[[0, 1, 2, 0]])  # frames 0, 4, 8 and 12
 
 
 def test_beyond_leaves_out_up_to_a_quarter() -> None:

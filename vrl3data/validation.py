@@ -79,7 +79,7 @@ def validate(
 
     `checks` are the names (of CHECKS) to report, None for all; `skip` those to leave out; `structure` is always
     reported. ConfigError for an unknown name. One pass over the shards, and one over numbers and a few frames for the
-    statistics; of each episode about 100 to 200 kB are kept, 512 MB in all at most, and 30 bytes per number of a row.
+    statistics; of each episode about 100 to 200 kB are kept, 512 MB in all at most, and 40 bytes per number of a row.
     """
     wanted = set(CHECKS) if checks is None else set(checks)
     for name in (*sorted(wanted), *skip):

@@ -13,7 +13,7 @@ import numpy as np
 
 from vrl3data.checks.cameras import COLORS, TURNS
 from vrl3data.checks.finding import Finding
-from vrl3data.checks.observed import Collected, Excerpt, Summary, others
+from vrl3data.checks.observed import Collected, Excerpt, Summary, beyond
 from vrl3data.schema import Array
 
 MIN_OTHERS = 3
@@ -29,7 +29,8 @@ plain table, single parts resemble others upside down."""
 STRANGE_TIMES = 3.0
 """A part this many times farther from all others than is usual, and by half of the contrast. In relocate 1.9."""
 RESTLESS = 3.0
-"""The usual change from frame to frame against the greatest of the other episodes: noise instead of a picture."""
+"""The usual change from frame to frame against the greatest of the other episodes, less up to a quarter that are far
+above as well: noise instead of a picture."""
 MAX_EPISODES = 1000
 COLORFUL = 4.0
 """Mean difference between channels, of 255; grey pictures have 0."""
@@ -99,9 +100,9 @@ def unlike(data: Collected) -> Iterator[Finding]:
         change = np.array([summary.facts["change"][name] for summary in having])
         if len(having) <= MIN_OTHERS + 1:
             continue
-        usual = np.maximum(others(change[:, None], "max")[:, 0], 0.5)
-        for number in np.flatnonzero(change > RESTLESS * usual):
-            message = f"frames change by {change[number]:.3g} levels, in the others by {usual[number]:.3g} at most"
+        far, usual = beyond(change[:, None], RESTLESS, 0.5)
+        for number in np.flatnonzero(far[:, 0]):
+            message = f"frames change by {change[number]:.3g} levels, in the others by {usual[0]:.3g} at most"
             yield Finding("appearance", message, having[number].at(name), "warn")
 
 

@@ -16,7 +16,9 @@ from vrl3data.checks.habits import speeds
 from vrl3data.checks.lighting import backgrounds, drifts
 from vrl3data.checks.numbers import out_of_bounds
 from vrl3data.checks.observed import MAX_ROWS, Collected, Observed, takes_numbers
+from vrl3data.checks.optics import edges, sharpnesses
 from vrl3data.checks.pictures import Pictures
+from vrl3data.checks.signals import signals
 from vrl3data.checks.timing import period, reward_facts
 from vrl3data.errors import Source
 from vrl3data.schema import Array, Feature, Schema
@@ -61,6 +63,9 @@ class Content:
             "drift": drifts(episode),
             "background": backgrounds(episode),
             "speed": speeds(episode),
+            "signal": signals(episode),
+            "sharpness": sharpnesses(episode),
+            "edges": edges(episode),
             "live": {name: bool((frames.change_N > 0).any()) for name, frames in episode.cameras.items()},
         }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vrl3data.checks.finding import Finding, Severity
-from vrl3data.checks.observed import Collected, Observed, Summary, beyond, flat, others, outside
+from vrl3data.checks.observed import Collected, Observed, Summary, beyond, flat, outside
 from vrl3data.errors import Source
 from vrl3data.schema import Array, Feature
 
@@ -19,7 +19,8 @@ MIN_OTHERS = 4
 """Episodes beside one, before what is usual can be told from them."""
 STUCK_ROWS, STUCK_SHARE, STUCK_TIMES = 10, 0.2, 6.0
 """A stretch without change is a stuck sensor if it is longer than these: rows, share of the episode, and times the
-longest stretch of that entry in any other episode (a finger of pen rests at its limit 4 times as long in one)."""
+longest stretch of that entry in the other episodes, less up to a quarter that are stuck as well. A finger of pen rests
+at its limit 4 times as long in one episode as in the next."""
 JUMP_TIMES = 4.0
 """A jump beyond this many times the largest of the other episodes, less up to a quarter that are far above it as well.
 In clean sets the greatest is 2.6 (reaching)."""
@@ -29,6 +30,8 @@ episode, 1.4 where several are left out."""
 SCALE_TIMES = 10.0
 """A range this many times smaller than the smallest of the others; in clean sets 3.0, radians for degrees 57."""
 TINY = 1e-30
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Of the usual range of the widest entry of a feature: what rests in a simulator still jumps by 6e-8 (reaching)."""
 HABIT = 0.5
 """If more than this share of episodes leave the bounds, the bounds are wrong, not an episode: DAPG's human actions
 leave [-1, 1] in every episode, for 6 % of all numbers."""
@@ -68,21 +71,20 @@ def stuck(data: Collected) -> Iterator[Finding]:
         having, run = data.stacked(feature.name, "run")
         if len(having) <= MIN_OTHERS or not run.size:
             continue
-        usual = others(run, "max")
         whole = run.min(axis=1)  # at most what all entries stand still for at once
-        usually = others(whole[:, None], "max")[:, 0]
+        lasting, usually = beyond(whole[:, None].astype(float), STUCK_TIMES, 1.0)
+        far, usual = beyond(run.astype(float), STUCK_TIMES, 1.0)
         for number, summary in enumerate(having):
-            if whole[number] >= STUCK_ROWS and whole[number] > STUCK_TIMES * usually[number]:
+            if whole[number] >= STUCK_ROWS and lasting[number, 0]:
                 start = int(summary.columns[feature.name].run_at.max())
                 message = f"all entries stand still for about {int(whole[number])} rows, in the other episodes for "
                 where = summary.at(feature.name, start)
-                yield Finding("stuck", f"{message}{int(usually[number])} at most", where, "warn")
-            length = int(summary.meta["length"])
-            limit = np.maximum(max(STUCK_ROWS, STUCK_SHARE * length), STUCK_TIMES * usual[number])
-            for column in np.flatnonzero(run[number] > limit):
+                yield Finding("stuck", f"{message}{int(usually[0])} at most", where, "warn")
+            limit = max(STUCK_ROWS, STUCK_SHARE * int(summary.meta["length"]))
+            for column in np.flatnonzero(far[number] & (run[number] > limit)):
                 start = int(summary.columns[feature.name].run_at[column])
                 message = f"{entry(feature, int(column))} does not change for {int(run[number, column])} rows"
-                more = f", in the other episodes for {int(usual[number, column])} at most"
+                more = f", in the other episodes for {int(usual[column])} at most"
                 yield Finding("stuck", message + more, summary.at(feature.name, start), "warn")
 
 
@@ -131,7 +133,8 @@ def jumps(data: Collected) -> Iterator[Finding]:
     """A step far larger than any in the other episodes: a spike, a teleport, two recordings glued together."""
     for feature, having in _compared(data):
         jump = data.stacked(feature.name, "jump")[1]
-        far, usual = beyond(jump, JUMP_TIMES, 1e-3 * _reach(data, feature))
+        reach = _reach(data, feature)
+        far, usual = beyond(jump, JUMP_TIMES, np.maximum(1e-3 * reach, _rounding(data, feature)))
         for number, summary in enumerate(having):
             columns = np.flatnonzero(far[number])
             if len(columns):
@@ -150,15 +153,22 @@ def _reach(data: Collected, feature: Feature) -> Array:
     return reach
 
 
+def _rounding(data: Collected, feature: Feature) -> float:
+    """What an entry that does not move may change by; a median, because one wild episode must hide nothing."""
+    spans = data.stacked(feature.name, "greatest")[1] - data.stacked(feature.name, "least")[1]
+    return ROUNDING * float(np.median(spans, axis=0).max())
+
+
 def scale(data: Collected) -> Iterator[Finding]:
     """Values of another size than in all other episodes: another unit, offset or calibration."""
     for feature, having in _compared(data):
         least, greatest = data.stacked(feature.name, "least")[1], data.stacked(feature.name, "greatest")[1]
         far, low, high = outside(least, greatest, REACH_TIMES, REACH_TIMES_MANY)
-        span = greatest - least
+        span, reach = greatest - least, _reach(data, feature)
+        moving = reach > _rounding(data, feature)
         small = beyond(1 / np.maximum(span, TINY), SCALE_TIMES)[0] & (span.min(axis=0) > 0)
         for number, summary in enumerate(having):
-            for column in np.flatnonzero(far[number] | small[number])[:1]:
+            for column in np.flatnonzero(moving & (far[number] | small[number]))[:1]:
                 message = (
                     f"{entry(feature, int(column))} lies in {least[number, column]:.4g} to "
                     f"{greatest[number, column]:.4g}, in the other episodes in {low[column]:.4g} to "

@@ -166,7 +166,7 @@ class Excerpt:
 
 @dataclass
 class Summary:
-    """What is kept of an episode: about 30 bytes per number of a row, and the excerpt."""
+    """What is kept of an episode: about 40 bytes per number of a row, 2 kB per camera, and the excerpt."""
 
     meta: Mapping[str, Any]
     where: Source
@@ -220,13 +220,6 @@ class Collected:
         having = [summary for summary in self.episodes if feature in summary.columns]
         rows = [getattr(summary.columns[feature], what) for summary in having]
         return having, np.stack(rows) if rows else np.zeros((0, 0))
-
-
-def others(values_ED: Array, how: str) -> Array:
-    """For each episode, the greatest (`max`) or least (`min`) value among all the others. E x D, E at least 2."""
-    ordered = np.sort(values_ED, axis=0)
-    first, second = (ordered[-1], ordered[-2]) if how == "max" else (ordered[0], ordered[1])
-    return np.where(values_ED == first, second, first)
 
 
 SPOILT = 0.25
