@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol
 
+from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, did_you_mean
 from vrl3data.exchange import Batch
+from vrl3data.order import OrderSpec
+from vrl3data.sampling import Ints
 from vrl3data.workers import KINDS, Plan, WorkerKind, produce
 
 STATE_VERSION = 1
+
+
+def identity_of(dataset: Dataset, positions: Ints, spec: OrderSpec) -> dict[str, Any]:
+    """What batches of these samples follow from, as JSON; neither the rank nor where iteration ends."""
+    found = dataset.manifest
+    facts = {
+        "dataset": found.fingerprint or f"{found.dataset_id}, {len(dataset)} samples",
+        "positions": dataset.mark(positions),
+        **asdict(spec),
+    }
+    del facts["rank"], facts["epochs"]
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def check_shards(directory: Path, found: Manifest) -> None:
         if sizes.get(name) != size:
             state = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
             with locate(shard=name):
-                raise DamagedError(f"the shard {state}, the manifest promises {size} bytes")
+                raise DamagedError(
+                    f"the shard {state}, the manifest promises {size} bytes; 'vrl3data repair' saves what is whole"
+                )
 
 
 def check_schema(directory: Path, found: Manifest) -> None:

@@ -7,17 +7,16 @@ Shapes: B images of a batch, N of a set, S x S pixels.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vrl3data.dataset import Dataset
-from vrl3data.delivery import Batches, DeliverySpec
+from vrl3data.delivery import Batches, DeliverySpec, identity_of
 from vrl3data.errors import ConfigError, locate
 from vrl3data.exchange import Batch
 from vrl3data.images import LOADED_BYTES, ImageTable, load_images, square
@@ -80,15 +79,7 @@ class ImagePlan:
 
     def identity(self) -> dict[str, Any]:
         """What the batches follow from; neither the rank nor where iteration ends."""
-        found = self.dataset.manifest
-        facts = {
-            "dataset": found.fingerprint or f"{found.dataset_id}, {len(self.dataset)} samples",
-            "positions": self.dataset.mark(self.positions_N),
-            **asdict(self.spec),
-        }
-        del facts["rank"], facts["epochs"]
-        plain: dict[str, Any] = json.loads(json.dumps(facts))
-        return plain
+        return identity_of(self.dataset, self.positions_N, self.spec)
 
     def batch(self, step: int) -> Batch:
         """That of a step, for this rank."""

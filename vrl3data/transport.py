@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def of_status(status: int, what: str = "", wait: float = 0.0) -> Failure:
     return Failure(kind, f"the server answered {said}", wait)
 
 
-class _Async:
+class _Async(ABC):
     """What file systems with an event loop share: some requests at a time, each with a limit of time."""
 
     def __init__(self, filesystem: Any, failed: Callable[[Exception], Failure]) -> None:
@@ -140,8 +141,9 @@ class _Async:
     def foreign(self) -> tuple[type[Exception], ...]:
         return (OSError, EOFError)
 
+    @abstractmethod
     async def one(self, wanted: Range) -> Answer | Failure:
-        raise NotImplementedError
+        """One request."""
 
 
 class _Http(_Async):

@@ -5,14 +5,13 @@ Legend as in window_spec.py: B windows, K frames of a stack, L steps, M ordered 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vrl3data.dataset import Dataset
-from vrl3data.delivery import Batches, DeliverySpec
+from vrl3data.delivery import Batches, DeliverySpec, identity_of
 from vrl3data.errors import ConfigError, locate
 from vrl3data.exchange import Batch
 from vrl3data.loader import STORAGES, EpisodeTable, Readers, load_episodes
@@ -80,15 +79,7 @@ class WindowPlan:
 
     def identity(self) -> dict[str, Any]:
         """What the batches follow from; neither the rank nor where iteration ends."""
-        found = self.dataset.manifest
-        facts = {
-            "dataset": found.fingerprint or f"{found.dataset_id}, {len(self.dataset)} samples",
-            "positions": self.dataset.mark(self.positions_E),
-            **asdict(self.spec),
-        }
-        del facts["rank"], facts["epochs"]
-        plain: dict[str, Any] = json.loads(json.dumps(facts))
-        return plain
+        return identity_of(self.dataset, self.positions_E, self.spec)
 
     def batch(self, step: int) -> Batch:
         """That of a step, for this rank."""
