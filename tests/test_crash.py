@@ -220,7 +220,7 @@ def test_readers_and_a_writer_at_the_same_time(tmp_path: Path) -> None:
     path = tmp_path / "set"
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from conftest import *\nwrite_dataset(Path({str(path)!r}), 120, make_spec(shard_size=20_000))"
+        f"from conftest import *\nwrite_dataset(Path({str(path)!r}), 500, make_spec(shard_size=20_000))"
     )
     seen = [0]
     with subprocess.Popen([sys.executable, "-c", code]) as process:
