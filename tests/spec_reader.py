@@ -10,7 +10,7 @@ import spec_units
 
 BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls"),
         "dzst": ("dzst", ""), "h264": ("h264", ""), "av1": ("av1", "")}
-KNOWN = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", *(f"codec:{c}" for c in BODY)}
+KNOWN = {"major:1", "preview.jpg", *"rows:step rows:state rows:episode rows:stream".split(), *map("codec:".__add__, BODY)}
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and payload of each whole member; a torn tail ends an unfinished shard, all else is damage."""
