@@ -39,12 +39,16 @@ class Plan:
     """What was assumed or left out, for the receipt."""
     find: Callable[[str], Path] | None = None
     """Name of a source as samples state it -> its file; None if samples are not made of files."""
+    problems: tuple[tuple[str, SourceError], ...] = ()
+    """(name of a source, why): files among others that cannot be read at all, and so have no units. They stop the run,
+    or are skipped and listed; they are no part of the provenance."""
 
 
 class Converter(Protocol):
     """One kind of source. Instances are sent to worker processes, so they pickle.
 
-    `Options` is a frozen dataclass; every field of it is an option of `vrl3data convert KIND`.
+    `Options` is a frozen dataclass; every field of it is an option of `vrl3data convert KIND`. A class whose reading
+    needs more than the core names it in `extra`: pip install 'vrl3data[EXTRA]'.
     """
 
     Options: type

@@ -27,17 +27,35 @@ def convert(
     overwrite: bool = False,
     append: bool = False,
     verify_source: bool = False,
+    episodes: str | None = None,
+    limit: int | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
 ) -> Receipt:
     """Convert `sources` into the dataset `dest` and write its card. `options` are those of the kind.
 
     `kind` None recognises it by content. `append` adds to the finished dataset in `dest`; `verify_source` hashes the
-    files again that what is already in `dest` was made from. With `jobs` above 1, call this under
-    `if __name__ == "__main__"`.
+    files again that what is already in `dest` was made from. `episodes` ("0:10,15,demo_3": half-open ranges, indices,
+    names) and `limit` select units of the source. `executor` is local or ray; then `jobs` may be 0 for all cores of
+    the cluster. With `jobs` above 1, call this under `if __name__ == "__main__"`.
     Raises ConfigError, SourceError, DestinationError; running it again goes on where it stopped.
     """
-    from converters.base import find, recognise
     from converters.run import RunOptions, run
+    from converters.select import Selection
+
+    chosen = Selection(episodes or "", limit)
+    how = RunOptions(jobs, on_error, overwrite, append, verify_source, chosen, executor, ray_address or "")
+    receipt = run(_converter(kind, sources, dest, options or {}), Path(dest), how, reporter)
+    write_card(dest)
+    return receipt
+
+
+def _converter(
+    kind: str | None, sources: Sequence[Path | str] | Path | str, dest: Path | str, options: Mapping[str, Any]
+) -> Any:
+    """What reads `sources`; not yet a look at them, unless the kind is to be recognised."""
+    from converters.base import find, recognise
     from vrl3data import config
 
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
@@ -47,11 +65,8 @@ def convert(
         if source.is_dir() and Path(dest).resolve().is_relative_to(source.resolve()):
             raise ConfigError(f"the target {dest} would lie inside the source {source}; choose another directory")
     converter = find(kind or recognise(paths[0]))
-    built: Any = config.build(converter.Options, options or {})
-    run_options = RunOptions(jobs, on_error, overwrite, append, verify_source)
-    receipt = run(converter(paths, built), Path(dest), run_options, reporter)
-    write_card(dest)
-    return receipt
+    built: Any = config.build(converter.Options, options)
+    return converter(paths, built)
 
 
 def write_card(path: Path | str) -> Path:
