@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from converters import KINDS
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
@@ -67,6 +67,23 @@ class Converter(Protocol):
 
     def close(self) -> None:
         """Let go of what is held open; `read` may be called again."""
+
+
+class FieldMap(Protocol):
+    """Which field of a source becomes which feature."""
+
+    def to_toml(self) -> str: ...
+
+    def text(self) -> str:
+        """A table for people."""
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A converter that matches the fields of its sources with features."""
+
+    def mapping(self) -> FieldMap:
+        """As given in the options, else guessed. SourceError, ConfigError."""
 
 
 def find(kind: str) -> type[Converter]:

@@ -101,10 +101,10 @@ def run(
     return replace(receipt, path=dest)
 
 
-def planned(converter: Converter, options: RunOptions) -> Plan:
+def planned(converter: Converter, options: RunOptions, stop: bool = True) -> Plan:
     """What is to be done. A file that cannot be read at all stops the run here, if any error does."""
     plan = converter.plan()
-    if plan.problems and options.on_error == "stop":
+    if plan.problems and stop and options.on_error == "stop":
         raise plan.problems[0][1]
     return select(plan, options.selection)
 

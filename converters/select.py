@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 
-from converters.base import Plan, Unit
+from converters.base import Plan
 from vrl3data.errors import ConfigError
 from vrl3data.sample import SELECTING
 
@@ -53,22 +53,11 @@ def select(plan: Plan, selection: Selection) -> Plan:
         units, count = list(compress(listed, mask)), sum(mask)
         options["episodes"] = _ranges(sorted(chosen))
     if selection.limit is not None:
-        units, count = _First(units, selection.limit), min(count, selection.limit)
+        units, count = islice(units, selection.limit), min(count, selection.limit)
         options["limit"] = selection.limit
     note = f"{count} of {plan.count} {plan.spec.schema.kind} of the source were selected"
     spec = replace(plan.spec, provenance=replace(made, options=options))
     return replace(plan, spec=spec, units=units, count=count, notes=(*plan.notes, note))
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first units of many, without a list of them."""
-
-    units: Iterable[Unit]
-    limit: int
-
-    def __iter__(self) -> Iterator[Unit]:
-        return islice(iter(self.units), self.limit)
 
 
 def _chosen(text: str, names: Sequence[str]) -> set[int]:
@@ -90,7 +79,7 @@ def _found(word: str, numbers: dict[str, int], count: int) -> range | None:
     """Indices that a word speaks of; None if it is neither a number, nor a range, nor a name."""
     index = int(word) if _INDEX.fullmatch(word) else None
     named = numbers.get(word)
-    if index is not None and named is not None and index != named:
+    if index is not None and named is not None and index != named and index < count:
         raise ConfigError(
             f"episodes: {word!r} is an index and the name of the unit with index {named}; say {index}:{index + 1} or "
             f"{named}:{named + 1}"

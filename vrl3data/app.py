@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrl3data.errors import ConfigError, DestinationError, did_you_mean
+from vrl3data.errors import ConfigError, DestinationError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 
 if TYPE_CHECKING:
+    from converters.forecast import Forecast
     from converters.run import Receipt
     from vrl3data.manifest import Manifest
 
@@ -46,9 +47,69 @@ def convert(
 
     chosen = Selection(episodes or "", limit)
     how = RunOptions(jobs, on_error, overwrite, append, verify_source, chosen, executor, ray_address or "")
-    receipt = run(_converter(kind, sources, dest, options or {}), Path(dest), how, reporter)
+    converter = _converter(kind, sources, dest, options or {})
+    _say_mapping(converter, reporter)
+    receipt = run(converter, Path(dest), how, reporter)
     write_card(dest)
     return receipt
+
+
+def forecast(
+    kind: str | None,
+    sources: Sequence[Path | str] | Path | str,
+    dest: Path | str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    append: bool = False,
+    episodes: str | None = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> Forecast:
+    """What `convert` would write, from the whole plan and up to 16 units that are encoded and thrown away.
+
+    Nothing is written in or beside `dest`. Raises what `convert` would raise before its first sample.
+    """
+    from converters.forecast import forecast as look
+    from converters.run import RunOptions
+    from converters.select import Selection
+
+    how = RunOptions(overwrite=overwrite, append=append, selection=Selection(episodes or "", limit))
+    converter = _converter(kind, sources, dest, options or {})
+    _say_mapping(converter, reporter)
+    return look(converter, Path(dest), how, reporter)
+
+
+def write_mapping(
+    kind: str, sources: Sequence[Path | str], path: Path | str, options: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the mapping of fields that a conversion would use to `path`, to be edited. Nothing is converted.
+
+    ConfigError if the kind has none; DestinationError if there is such a file.
+    """
+    from converters.base import Mapped
+    from vrl3data import storage
+
+    file = Path(path)
+    converter = _converter(kind, sources, file, options or {})
+    if not isinstance(converter, Mapped):
+        raise ConfigError(f"the kind {kind!r} has no mapping of fields")
+    text = converter.mapping().to_toml()
+    with locate(path=file):
+        if file.exists():
+            raise DestinationError("there is a file of that name already; choose another, or delete it")
+    storage.check_target(file)
+    with storage.writing(file):
+        storage.replace_file(file, text.encode("utf-8"))
+    return file
+
+
+def _say_mapping(converter: Any, reporter: Reporter | None) -> None:
+    """Whoever has no mapping file sees what was guessed, before it is done."""
+    from converters.base import Mapped
+
+    if reporter is not None and isinstance(converter, Mapped):
+        reporter.note(converter.mapping().text())
 
 
 def _converter(

@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from vrl3data.cli.common import console, explicit, human_bytes, print_json, rows
+from vrl3data.cli.forecast import show
 from vrl3data.cli.options import shared_options
 from vrl3data.errors import EXIT_SKIPPED, SourceError
 
 SHOWN_SKIPS = 5
-RUN = ("episodes", "limit", "on_error", "overwrite", "append", "verify_source", "executor", "ray_address")
-"""Options of app.convert that are the same for every kind."""
+TRY = ("episodes", "limit", "overwrite", "append")
+RUN = ("on_error", "verify_source", "executor", "ray_address")
+"""Options of app.forecast and app.convert, and of the latter alone, that are the same for every kind."""
 
 
 class ConvertGroup(click.Group):
@@ -88,17 +90,24 @@ def _run(ctx: click.Context, kind: str) -> int:
     from vrl3data import app, config
 
     params = ctx.params
-    if len(params["paths"]) < 2:
+    mapping = params.get("write_mapping")
+    if len(params["paths"]) < 2 and mapping is None:
         raise click.UsageError("expected at least one SOURCE and a DEST", ctx)
-    *sources, dest = params["paths"]
+    sources, dest = params["paths"][:-1] or params["paths"], params["paths"][-1]
     options = find(kind).Options
     names = {field.name for field in fields(options)}
     built: Any = config.load(options, params["config"], params["settings"])
     values = {name: getattr(built, name) for name in names} | explicit(ctx, names & set(params))
     reporter = console(params["as_json"], params["quiet"])
+    if mapping is not None:
+        click.echo(f"written: {app.write_mapping(kind, sources, mapping, values)}", err=True)
+        return 0
+    if params["dry_run"]:
+        return show(app.forecast(kind, sources, dest, values, reporter=reporter, **{key: params[key] for key in TRY}),
+                    params["on_error"], params["as_json"])  # fmt: skip
     receipt = app.convert(
-        kind, sources, dest, values, reporter=reporter, jobs=_jobs(ctx), **{key: params[key] for key in RUN},
-    )  # fmt: skip
+        kind, sources, dest, values, reporter=reporter, jobs=_jobs(ctx), **{key: params[key] for key in (*TRY, *RUN)}
+    )
     if params["as_json"]:
         print_json({"event": "receipt", **receipt_json(receipt)})
     else:
