@@ -25,6 +25,9 @@ AHEAD = 3
 """Batches per worker that may be under way or wait to be written: bounds the memory."""
 
 
+FEWER = "run again with fewer jobs; what was confirmed is safe"
+
+
 class WorkerError(Vrl3dataError):
     """A worker process died."""
 
@@ -120,6 +123,8 @@ def serve(connection: Connection, setup: Setup) -> None:
         setup.converter.close()
     except Vrl3dataError as error:
         connection.send(Broke(error))
+    except MemoryError:
+        connection.send(Broke(WorkerError(f"a worker process has no memory left; {FEWER}")))
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
         connection.send(Broke(None, f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise SystemExit(1) from None
