@@ -1,4 +1,4 @@
-"""Writes docs/sources.md: what becomes of real files of every kind. `VRL3DATA_TEST_DATA=... python docs/make_sources.py`.
+"""Writes docs/sources.md: what becomes of real files. `VRL3DATA_TEST_DATA=... python docs/make_sources.py`.
 
 The files themselves are not part of this project; tests/test_sources.py compares the page with what they become today.
 """
@@ -27,8 +27,8 @@ FEW = {"adroit": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"adroit": {"image_size": 16, "render": "fast"}, "imagenet": {"image_size": 32}}
 HEAD = """# What becomes of real files
 
-Made by `docs/make_sources.py` from the files of the project's test data and checked by a test. "steps" counts actions. A
-file that cannot be converted says why; nothing is left behind then.
+Made by `docs/make_sources.py` from the files of the project's test data and checked by a test. "steps" counts actions.
+A file that cannot be converted says why; nothing is left behind then.
 
 | source | kind | becomes | features |
 |---|---|---|---|

@@ -19,6 +19,8 @@ from vrl3data.units import Units
 NOT_IN_DIGEST = ("split", "subsets", "psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
 BLOCK_BYTES = 32 * 1024**2
 """Of decoded rows, held at a time by `describe`."""
+SELECTING = ("episodes", "limit")
+"""Options that say which samples of a source are converted and change none of them (FORMAT.md 9)."""
 
 
 Body = bytes | memoryview | Path | tuple[bytes | memoryview, ...]
@@ -40,7 +42,8 @@ class Identity:
     options: Mapping[str, Any]
 
     def sample_id(self, name: str) -> str:
-        text = shard.dumps([self.source, self.converter, dict(self.options), name])
+        options = {key: value for key, value in self.options.items() if key not in SELECTING}
+        text = shard.dumps([self.source, self.converter, options, name])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
