@@ -5,5 +5,9 @@ from __future__ import annotations
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
+    "hdf5": "converters.generic_hdf5:Hdf5Converter",
 }
-"""name -> the converter's class. Its docstring's first line says what it reads."""
+"""name -> the converter's class. Its docstring's first line says what it reads.
+
+Asked in this order what a source is: `hdf5`, last, takes any file of that format that no other kind knows.
+"""
