@@ -133,6 +133,10 @@ class EpisodeConverter(ABC):
         """The mapping that was given, or else guessed, with the cameras that were asked for."""
         return self._mapping
 
+    def known(self) -> Mapping[str, Field]:
+        """All fields that the sources have."""
+        return self._found.fields
+
     def read(self, unit: Unit) -> Episode:
         recording, sha256 = unit.payload
         loaded = self.load(recording)
