@@ -18,6 +18,9 @@ from vrl3data.errors import MissingExtra, SourceError, locate
 
 HEADER, FOOTER = 12, 4
 GZIP = b"\x1f\x8b"
+CHECKSUM = "its checksum (crc32c)"
+MAX_LENGTH = 2**31
+"""A message of protobuf is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,6 @@ def scan(path: Path) -> tuple[list[Record], SourceError | None]:
     try:
         size = path.stat().st_size
         with path.open("rb", buffering=0) as file:
-            if size < HEADER + FOOTER and file.read(2) == GZIP or file.seek(0) == 0 and file.read(2) == GZIP:
-                return records, _error("compressed with gzip, so its records cannot be found; unpack it first", 0, 0)
             at = 0
             head = os.pread(file.fileno(), HEADER, 0)
             while at < size:
@@ -62,6 +63,8 @@ def scan(path: Path) -> tuple[list[Record], SourceError | None]:
 def read(path: Path, record: Record) -> bytes:
     """The data of one record; SourceError if it is not what its checksum says."""
     with locate(offset=record.offset):
+        if record.length >= MAX_LENGTH:
+            raise SourceError(f"a record of {record.length} bytes is larger than a message can be (2 GiB)")
         try:
             with path.open("rb", buffering=0) as file:
                 file.seek(record.offset)
@@ -73,21 +76,26 @@ def read(path: Path, record: Record) -> bytes:
         if len(data) != record.length:
             raise SourceError(f"expected a record of {record.length} bytes, found {len(data)}; the file was changed")
         if masked_crc32c(data) != record.crc:
-            raise SourceError("the data of the record does not have its checksum (crc32c); the file is damaged here")
+            raise SourceError(f"the data of the record does not have {CHECKSUM}; the file is damaged here")
         return data
 
 
 def _check_head(head: bytes, at: int, size: int, count: int) -> SourceError | None:
-    if len(head) < HEADER:
+    if len(head) < HEADER and (count or head[:2] != GZIP):
         return _error(f"the file ends inside the header of a record, {size - at} bytes after its begin", at, count)
-    length, crc = struct.unpack("<QI", head)
+    length, crc = struct.unpack("<QI", head.ljust(HEADER))
     if masked_crc32c(head[:8]) != crc:
-        what = "not a TFRecord file: its first 12 bytes are not a length with its checksum (crc32c)"
-        return _error(what if not count else "the length of a record does not have its checksum (crc32c)", at, count)
+        return _error(_why_not(head) if not count else f"the length of a record does not have {CHECKSUM}", at, count)
     if length > size - at - HEADER - FOOTER:
         left = max(0, size - at - HEADER)
         return _error(f"a record claims {length} bytes and a checksum, {left} are left in the file", at, count)
     return None
+
+
+def _why_not(head: bytes) -> str:
+    if head.startswith(GZIP):
+        return "compressed with gzip, so its records cannot be found; unpack it first (gunzip)"
+    return f"not a TFRecord file: its first 12 bytes are not a length with {CHECKSUM}"
 
 
 def _error(text: str, offset: int, count: int) -> SourceError:
