@@ -94,7 +94,7 @@ class RldsConverter(EpisodeConverter):
         self._builder = str(info.get("name") or self._builder)
         self._sets[name] = set_
         recordings = [
-            Recording(f"{shards.stem(path)}/{number:06d}", 0, (label,), {}, (name, record, number))
+            Recording(f"{shards.stem(path)}/{number:06d}", 0, (label,), {}, (name, record))
             for label, path in files.items()
             for number, record in enumerate(found[label])
         ]
@@ -125,19 +125,22 @@ class RldsConverter(EpisodeConverter):
         recording, sha256 = unit.payload
         set_, steps = self._steps(recording)
         length = steps.count - int(set_.last_is_observation)
-        loaded = replace(recording, length=length, payload=(set_, steps))
+        loaded = replace(recording, length=length, payload=(*recording.payload, set_, steps))
         return super().read(replace(unit, payload=(loaded, sha256)))
 
     def load(self, recording: Recording) -> Loaded:
-        set_, steps = recording.payload if len(recording.payload) == 2 else self._steps(recording)
+        _, record, *read = recording.payload
+        set_, steps = read or self._steps(recording)
         asked = {path: rule.rows for rule in self._mapping.rules if rule.rows for path in rule.source}
-        loaded = steps.load(Shown({**set_.rows, **asked}, set_.last_is_observation, bool(self.look.image_size)))
+        shown = Shown({**set_.rows, **asked}, set_.last_is_observation, bool(self.look.image_size))
+        with locate(path=recording.files[0], offset=record.offset):
+            loaded = steps.load(shown)
         split = shards.SHARD.fullmatch(self.path(recording.files[0]).name)
         loaded.split = shards.split(split["split"]) if split else ""
         return loaded
 
     def _steps(self, recording: Recording) -> tuple[_Set, Steps]:
-        name, record, _ = recording.payload
+        name, record = recording.payload
         with locate(path=recording.files[0], offset=record.offset):
             found = example.parse(tfrecord.read(self.path(recording.files[0]), record))
             return self._sets[name], Steps(found, self._sets[name].layout, step_count(found))
@@ -186,7 +189,7 @@ class RldsConverter(EpisodeConverter):
         return False, f"last step: has an action, since {why} {len(steps) - len(empty)} of {looked} (--last-step)"
 
     def _name(self) -> str:
-        return self.options.name or (feature_name(f"rlds-{self._builder}") if self._builder else super()._name())
+        return self.options.name or (f"rlds-{feature_name(self._builder)}" if self._builder else super()._name())
 
     def _provenance(self, map_: FieldMap) -> Provenance:
         """With what was decided about the last step, which lengths depend on."""

@@ -138,8 +138,10 @@ class Steps:
         files = self.strings(spec)
         if files is None or not any(map(len, files.views)):
             return None
-        first = next(file for file in files if file)
-        size = picture_size(first)[:2] if any_size else spec.shape[:2]
+        at = next(step for step, view in enumerate(files.views) if len(view))
+        first = files[at]
+        with locate(step=at):
+            size = picture_size(first)[:2] if any_size else spec.shape[:2]
         shape = (*size, spec.shape[2]) if spec.dtype == "uint8" else size
         if not all(map(len, files.views)):
             black = _black(shape, first)
@@ -235,7 +237,8 @@ def _all_black(files: Pieces, shape: tuple[int, ...]) -> bool:
     first = files.views[0]
     if any(len(view) != len(first) for view in files.views) or any(view != first for view in files.views):
         return False
-    return not decode(files[0], shape).any()
+    with locate(step=0):
+        return not decode(files[0], shape).any()
 
 
 def _string(text: bytes) -> str:

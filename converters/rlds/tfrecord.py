@@ -81,10 +81,10 @@ def read(path: Path, record: Record) -> bytes:
 
 
 def _check_head(head: bytes, at: int, size: int, count: int) -> SourceError | None:
-    if len(head) < HEADER and (count or head[:2] != GZIP):
+    if len(head) < HEADER and count:
         return _error(f"the file ends inside the header of a record, {size - at} bytes after its begin", at, count)
     length, crc = struct.unpack("<QI", head.ljust(HEADER))
-    if masked_crc32c(head[:8]) != crc:
+    if len(head) < HEADER or masked_crc32c(head[:8]) != crc:
         return _error(_why_not(head) if not count else f"the length of a record does not have {CHECKSUM}", at, count)
     if length > size - at - HEADER - FOOTER:
         left = max(0, size - at - HEADER)
