@@ -14,6 +14,7 @@ from vrl3data.errors import EXIT_INTERRUPTED, Vrl3dataError
 
 COMMANDS = {
     "convert": ("vrl3data.cli.convert:convert", "Turn demonstrations or images into a dataset."),
+    "export": ("vrl3data.cli.export:export", "Write a dataset in the layout of another tool."),
     "record": ("vrl3data.cli.record:record", "Record episodes of a live environment into a dataset."),
     "demo": ("vrl3data.cli.demo:demo", "The whole path on a small task: demonstrations, encoder, policy."),
     "pretrain-encoder": ("vrl3data.cli.pretrain:pretrain_encoder", "Train an encoder on a dataset (stage 1)."),
