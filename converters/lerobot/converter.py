@@ -124,10 +124,14 @@ class LerobotConverter(EpisodeConverter):
             if declared.is_depth and facts.bits > 8:
                 with locate(feature=camera):
                     self._known.depth[camera] = DepthScale.of(declared.facts).scale_m
-                fields[camera] = Field(camera, "uint16", (facts.height, facts.width), "state")
+                fields[camera] = Field(camera, "uint16", (facts.height, facts.width), "state", lossy=True)
             else:
                 shape = (facts.height, facts.width, facts.channels)
                 fields[camera] = Field(camera, "uint8", shape, "state", lossy=True)
+        for feature, declared in layout.info.features.items():
+            scale = declared.facts.get("scale_m")
+            if feature in fields and isinstance(scale, (int, float)) and 0 < scale < 1000:
+                self._known.depth[feature] = float(scale)
         fields[TIMESTAMP] = Field(TIMESTAMP, "int64", (), "state")
         if RECORDED in fields and checks.clock_differs(layout, self._rows):
             self._known.recorded = True
@@ -138,8 +142,7 @@ class LerobotConverter(EpisodeConverter):
         """Frames depend on the decoder, so its version counts; a set without videos does not need it."""
         made = super()._provenance(map_)
         lossy = any(self._found.fields[path].lossy for rule in map_.rules for path in rule.source)
-        depth = any(path in self._known.depth for rule in map_.rules for path in rule.source)
-        return replace(made, versions={"av": metadata.version("av")}) if lossy or depth else made
+        return replace(made, versions={"av": metadata.version("av")}) if lossy else made
 
     # -- one episode -----------------------------------------------------------------------------------------
 
