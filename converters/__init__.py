@@ -4,6 +4,7 @@ from __future__ import annotations
 
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
+    "lerobot": "converters.lerobot:LerobotConverter",
     "rlds": "converters.rlds.converter:RldsConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
     "hdf5": "converters.generic_hdf5:Hdf5Converter",

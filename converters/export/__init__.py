@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EXPORTS: dict[str, str] = {
+    "lerobot": "converters.export.lerobot:LerobotExporter",
     "frames": "converters.export.frames:FramesExporter",
 }
 """name -> the exporter's class. Its docstring's first line says what it writes."""
