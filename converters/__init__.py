@@ -5,5 +5,6 @@ from __future__ import annotations
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
+    "robomimic": "converters.robomimic.converter:RobomimicConverter",
 }
 """name -> the converter's class. Its docstring's first line says what it reads."""

@@ -20,6 +20,9 @@ MAX_RATIO = 2000
 """Of claimed to stored bytes: gzip reaches 1,032. Above `SMALL` bytes, more than this was not recorded by anybody."""
 SMALL = 256 * 1024**2
 MAX_ENTRIES = 1_000_000
+MAX_DEPTH = 16
+MAX_ATTRIBUTE = 64 * 1024**2
+"""Bytes of one attribute. The largest seen is the XML of a simulator's scene, below 1 MB."""
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeDecodeError)
 """What h5py was seen to raise on damaged files."""
 
@@ -88,16 +91,26 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     return found
 
 
-def datasets(group: h5py.Group, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
-    """(path below `group`, dataset) of all that lies in it, in order of their names."""
-    if depth > 16:
-        raise SourceError(f"{group.name}: groups lie more than 16 deep, or in each other")
+def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """(path below `group`, dataset) of all that lies in it, in order of their names.
+
+    SourceError if groups lie in themselves or are absurdly deep or many.
+    """
+    for seen, (path, item) in enumerate(_walk(group, "", 0)):
+        if seen >= MAX_ENTRIES:
+            raise SourceError(f"{group.name}: more than {MAX_ENTRIES:,} entries, or groups that lie in each other")
+        if isinstance(item, h5py.Dataset):
+            yield path, item
+
+
+def _walk(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    if depth > MAX_DEPTH:
+        raise SourceError(f"{group.name}: groups lie more than {MAX_DEPTH} deep, or in each other")
     for name in names(group):
         item = child(group, name)
-        if isinstance(item, h5py.Dataset):
-            yield prefix + name, item
-        elif isinstance(item, h5py.Group):
-            yield from datasets(item, f"{prefix}{name}/", depth + 1)
+        yield prefix + name, item
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, f"{prefix}{name}/", depth + 1)
 
 
 def names(group: h5py.Group) -> list[str]:
@@ -163,6 +176,9 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         for name in sorted(item.attrs):
+            size = item.attrs.get_id(name).get_storage_size()
+            if size > MAX_ATTRIBUTE:
+                raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
             found[name] = plain(item.attrs[name])
     except BROKEN as error:
         raise SourceError(f"the attributes of {item.name} cannot be read: {_first_line(error)}") from error
@@ -170,16 +186,18 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Bytes become text, NumPy numbers become numbers, arrays become lists."""
+    """Bytes become text, NumPy numbers become numbers, arrays become lists; what JSON does not have becomes text."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray):
         return [plain(item) for item in value.tolist()]
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, h5py.Empty):
         return ""
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (np.void, h5py.Reference, h5py.RegionReference, complex)):
+        return str(value)  # nothing that JSON has
+    return plain(value.item()) if isinstance(value, np.generic) else value
 
 
 def _first_line(error: BaseException) -> str:
