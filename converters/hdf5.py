@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,7 @@ def open_hdf5(path: Path) -> h5py.File:
 def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     """A member of a group. SourceError if it is missing, damaged, or a link that leads elsewhere."""
     try:
-        link = group.get(name, getlink=True)
-        if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
+        if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise SourceError(
                 f"{name!r} is a link to another place, which is not followed; copy the data into the file"
             )
@@ -116,9 +117,9 @@ def _walk(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5p
 def names(group: h5py.Group) -> list[str]:
     """The names in a group, sorted. SourceError if the list cannot be read or is absurd."""
     try:
-        if len(group) > MAX_ENTRIES:
-            raise SourceError(f"{group.name} claims to hold {len(group):,} entries")
-        found = sorted(group)
+        found = sorted(islice(group, MAX_ENTRIES + 1))
+        if len(found) > MAX_ENTRIES:
+            raise SourceError(f"{group.name} holds more than {MAX_ENTRIES:,} entries")
     except BROKEN as error:
         raise SourceError(f"the group {group.name} cannot be read: {_first_line(error)}") from error
     for name in found:
@@ -131,11 +132,13 @@ def check_dataset(dataset: h5py.Dataset) -> None:
     """SourceError if an array is of objects, lies outside of the file, or claims a size it cannot have."""
     with locate(feature=dataset.name):
         try:
-            dtype, external, virtual = dataset.dtype, dataset.external, dataset.is_virtual
-            claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
+            dtype, created = dataset.dtype, dataset.id.get_create_plist()
+            elsewhere = created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL
+            claimed = math.prod(dataset.id.shape) * dtype.itemsize
+            stored = dataset.id.get_storage_size()
         except BROKEN as error:
             raise SourceError(f"cannot be read: {_first_line(error)}") from error
-        if external or virtual:
+        if elsewhere:
             raise SourceError("the data lies in another file, which is not followed; copy it into the file")
         if dtype.hasobject and h5py.check_string_dtype(dtype) is None and h5py.check_vlen_dtype(dtype) is None:
             raise SourceError(f"an array of objects ({dtype}) could run code when it is opened; it is not read")

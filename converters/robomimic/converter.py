@@ -36,6 +36,8 @@ from vrl3data.schema import Schema
 
 HEAD_BYTES = 4 * 1024**2
 SMALL_BYTES = 1024**2
+APART = ("model_file", "ep_meta", "camera_info", "seed")
+"""What our own export writes as attributes, as robomimic does, and not again with the rest of source_meta."""
 CHOICES = {"dones": ("auto", *dones.MEANINGS), "next_obs": ("auto", "keep"), "depth": ("auto", "metres", "keep")}
 
 
@@ -107,14 +109,14 @@ class RobomimicConverter(EpisodeConverter):
         found: list[Demo] = []
         ended: dict[str, dones.Dones] = {}
         problems: list[tuple[str, SourceError]] = []
-        keep = self.options.next_obs == "keep"
+        keep, rows = self.options.next_obs == "keep", facts.rows
         for demo_name in listed:
             try:
                 with locate(path=name, episode=demo_name):
                     group = _group(data, demo_name)
-                    demo = demos.look_at(group, keep)
+                    demo = demos.look_at(group, keep, rows)
                     if not keep and demo.final == demos.NEXT and not found and (where := demos.shifted(group, demo)):
-                        keep, demo = True, demos.look_at(group, True)
+                        keep, demo = True, demos.look_at(group, True, rows)
                         notes.append(f"next_obs are not obs one step later ({where}): both are kept, as obs.next.*")
                     if "dones" in demo.fields:
                         ended[demo_name] = _dones(group)
@@ -134,7 +136,7 @@ class RobomimicConverter(EpisodeConverter):
             for demo in found
         )  # fmt: skip
         notes += self._notes(found, facts, meaning)
-        return Scan(recordings, {name: source}, tuple(problems), tuple(notes))
+        return Scan(recordings, {name: source}, tuple(problems), tuple(notes), facts.license)
 
     def _without_obs(self, found: list[Demo], name: str, stem: str) -> list[tuple[str, SourceError]]:
         """Takes demos without observations out where others have them."""
@@ -214,7 +216,7 @@ class RobomimicConverter(EpisodeConverter):
             data = child(self._open.get(self.path(name)), "data")
             assert isinstance(data, h5py.Group)  # as it was when it was looked at
             group = _group(data, payload.demo)
-            demo = demos.look_at(group, payload.keep_next)
+            demo = demos.look_at(group, payload.keep_next, facts.rows)
             loaded = Loaded(_arrays(group, demo), bool(demo.final))
             if facts.env.rate and "extra/timestamp" not in demo.fields:
                 loaded.arrays[TIMESTAMP] = timestamps(demo.length + bool(demo.final), facts.env.rate)
@@ -226,7 +228,7 @@ class RobomimicConverter(EpisodeConverter):
             loaded.task = _language(attrs) or facts.task
             loaded.split, loaded.subsets = payload.split, payload.subsets
             loaded.source_meta = self._said(group, demo, facts, attrs, payload)
-        return _restored(loaded, exported)
+        return _restored(loaded, exported, {key: attrs[key] for key in APART if key in attrs})
 
     def _said(
         self, group: h5py.Group, demo: Demo, facts: Facts, attrs: dict[str, Any], payload: _Payload
@@ -305,8 +307,8 @@ def _language(attrs: Mapping[str, Any]) -> str:
     return words if isinstance(words, str) else ""
 
 
-def _restored(loaded: Loaded, exported: object) -> Loaded:
-    """With what our own export wrote of the episode."""
+def _restored(loaded: Loaded, exported: object, apart: dict[str, Any]) -> Loaded:
+    """With what our own export wrote of the episode. `apart`: attributes that were not written twice."""
     if not isinstance(exported, dict):
         return loaded
     for key in ("terminated", "truncated", "success", "start_time_ns", "task", "origin"):
@@ -314,7 +316,7 @@ def _restored(loaded: Loaded, exported: object) -> Loaded:
         if type(value) is type(getattr(loaded, key)):
             setattr(loaded, key, value)
     if isinstance(exported.get("source_meta"), dict):
-        loaded.source_meta = exported["source_meta"]
+        loaded.source_meta = exported["source_meta"] | apart
     return loaded
 
 

@@ -5,9 +5,10 @@ Letters: T steps.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h5py
@@ -17,7 +18,7 @@ from converters.fields import Field
 from converters.hdf5 import BROKEN, blocks, check_dataset, child, datasets, names, plain
 from converters.robomimic.facts import shown
 from vrl3data.errors import SourceError, locate
-from vrl3data.schema import DTYPES, Array, Rows
+from vrl3data.schema import DTYPES, ROWS, Array, Rows
 
 OBS, NEXT = "obs", "next_obs"
 PER_STEP = ("actions", "actions_abs", "action_dict", "dones", "rewards", "states")
@@ -89,8 +90,11 @@ def _first_missing(start: int, there: set[int], missing: int) -> Iterator[int]:
         number += 1
 
 
-def look_at(group: h5py.Group, keep_next: bool) -> Demo:
-    """SourceError if this demo cannot be converted. With `keep_next`, next_obs are arrays like any other."""
+def look_at(group: h5py.Group, keep_next: bool, declared: Mapping[str, str]) -> Demo:
+    """SourceError if this demo cannot be converted. With `keep_next`, next_obs are arrays like any other.
+
+    `declared`: rows of arrays that our own export wrote, which may be told apart by nothing else.
+    """
     arrays = list(datasets(group))
     found = _Found(_length(group))
     for path, dataset in arrays:
@@ -98,6 +102,8 @@ def look_at(group: h5py.Group, keep_next: bool) -> Demo:
         if path in DERIVED and "derived" in dataset.attrs:  # our export made it up for its readers
             continue
         _sort_in(found, path, dataset, keep_next)
+        if path in found.fields and (rows := declared.get(path)) in ROWS:
+            found.fields[path] = replace(found.fields[path], rows=rows)
     final = _final(found)
     final = "" if keep_next and final == NEXT else final
     _lengths(found, final)
@@ -145,35 +151,36 @@ def _length(group: h5py.Group) -> int:
 def _sort_in(found: _Found, path: str, dataset: h5py.Dataset, keep_next: bool) -> None:
     top, _, key = path.partition("/")
     known = top in (OBS, NEXT, *PER_STEP)
-    rows = dataset.shape[0] if dataset.shape else 0
-    if dataset.dtype.name not in DTYPES or not dataset.shape:
-        if known and (dataset.dtype.names or h5py.check_string_dtype(dataset.dtype) is None):
+    dtype, full = dataset.dtype, tuple(map(int, dataset.shape or ()))
+    rest = found.small if math.prod(full) <= SMALL_ARRAY else found.left_out
+    if dtype.name not in DTYPES or not full:
+        if known and (dtype.names or h5py.check_string_dtype(dtype) is None):
             with locate(feature=path):
-                raise SourceError(f"expected rows of numbers, found {dataset.dtype} of shape {dataset.shape}")
-        (found.small if dataset.size is not None and dataset.size <= SMALL_ARRAY else found.left_out).append(path)
+                raise SourceError(f"expected rows of numbers, found {dtype} of shape {full}")
+        rest.append(path)
         return
-    shape = tuple(map(int, dataset.shape[1:]))
+    rows, shape = full[0], full[1:]
     if 0 in shape:
         found.left_out.append(path)
     elif top == NEXT:
         _expect(path, rows, found.length)
-        found.following[key] = Field(path, dataset.dtype.name, shape)
+        found.following[key] = Field(path, dtype.name, shape)
         if keep_next:
             found.fields[path] = found.following[key]
     elif top == OBS:
         found.observed[key] = rows
-        found.fields[path] = Field(path, dataset.dtype.name, shape, "state")
+        found.fields[path] = Field(path, dtype.name, shape, "state")
     elif rows == found.length and top not in PER_EPISODE:
-        found.fields[path] = Field(path, dataset.dtype.name, shape)
+        found.fields[path] = Field(path, dtype.name, shape)
     elif rows == found.length + 1 and top not in (*PER_EPISODE, "actions", "dones", "rewards"):
         found.longer.append(path)
-        found.fields[path] = Field(path, dataset.dtype.name, shape, "state")
+        found.fields[path] = Field(path, dtype.name, shape, "state")
     elif rows == 1 and not known:
-        found.fields[path] = Field(path, dataset.dtype.name, shape, "episode")
+        found.fields[path] = Field(path, dtype.name, shape, "episode")
     elif known:
         _expect(path, rows, found.length)
     else:
-        (found.small if dataset.size <= SMALL_ARRAY else found.left_out).append(path)
+        rest.append(path)
 
 
 def _expect(path: str, rows: int, length: int) -> None:

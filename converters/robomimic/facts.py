@@ -85,6 +85,22 @@ class Facts:
     """What our own export wrote, to get everything back as it was; empty for any other file."""
     upside_down: bool = False
 
+    @property
+    def exported(self) -> Mapping[str, Any]:
+        """Path of an array -> its feature, in a file that our own export wrote."""
+        features = self.origin.get("features")
+        return features if isinstance(features, dict) else {}
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Path of an array -> its rows, likewise."""
+        return {path: str(said.get("rows")) for path, said in self.exported.items() if isinstance(said, dict)}
+
+    @property
+    def license(self) -> str:
+        said = self.origin.get("license", "")
+        return said if isinstance(said, str) and said != "unknown" else ""
+
 
 def read_facts(file: h5py.File, data: h5py.Group) -> Facts:
     """SourceError if the attributes are damaged."""
@@ -145,8 +161,8 @@ def read_masks(file: h5py.File, demos: list[str]) -> tuple[dict[str, tuple[str, 
         known = [demo for demo in dict.fromkeys(listed) if demo in set(demos)]
         if missing := [demo for demo in listed if demo not in set(known)]:
             notes.append(f"mask {key!r} names {len(missing)} demos that are not there: {shown(missing)}")
-        if attributes(dataset).get("split"):
-            splits |= dict.fromkeys(known, key)
+        if split := attributes(dataset).get("split"):
+            splits |= dict.fromkeys(known, str(split))
             continue
         if not known:
             notes.append(f"mask {key!r} names no demo that is there: it becomes no subset")

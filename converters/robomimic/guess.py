@@ -53,8 +53,8 @@ def agree(facts: list[Facts], depths: frozenset[str], depth_scale: float) -> Sai
     """What is said differently by two files is not known."""
     kinds = {item.env.representation for item in facts}
     flips = {item.upside_down for item in facts}
-    exported = [item.origin.get("features") for item in facts]
-    first = exported[0] if exported and isinstance(exported[0], dict) else {}
+    exported = [item.exported for item in facts]
+    first = exported[0] if exported else {}
     return Said(
         all(item.env.robosuite for item in facts),
         kinds.pop() if len(kinds) == 1 else "",
