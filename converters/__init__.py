@@ -4,6 +4,7 @@ from __future__ import annotations
 
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
+    "robomimic": "converters.robomimic.converter:RobomimicConverter",
     "lerobot": "converters.lerobot:LerobotConverter",
     "rlds": "converters.rlds.converter:RldsConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
