@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-EXPORTS: dict[str, str] = {}
+EXPORTS: dict[str, str] = {
+    "minari": "converters.export.minari:MinariExporter",
+}
 """name -> the exporter's class. Its docstring's first line says what it writes."""
