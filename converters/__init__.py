@@ -5,7 +5,7 @@ from __future__ import annotations
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
-    # "minari": "converters.minari.converter:MinariConverter",
+    "minari": "converters.minari.converter:MinariConverter",
     "aloha": "converters.aloha:AlohaConverter",
     # "d4rl": "converters.d4rl:D4rlConverter",
     # "zarr": "converters.zarr_buffer.converter:ZarrConverter",
