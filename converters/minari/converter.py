@@ -9,7 +9,7 @@ from pathlib import Path
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
 from converters.mapping import FieldMap, Rule, feature_name
-from converters.minari import metadata
+from converters.minari import metadata, ours
 from converters.minari.episode import Found, Storage, words
 from converters.minari.hdf5_storage import Hdf5Storage
 from converters.minari.metadata import MAIN, METADATA, Metadata
@@ -85,13 +85,14 @@ class MinariConverter(EpisodeConverter):
 
     def guess(self, known: Mapping[str, Field]) -> FieldMap:
         leaves: dict[str, Leaf] = {}
+        stated = {path: feature for meta in self._known.values() for path, feature in meta.ours.items()}
         for meta in self._known.values():
             for path, leaf in meta.leaves.items():
                 same = leaves.get(path, leaf).bounds == leaf.bounds
                 leaves[path] = leaf if same else replace(leaf, bounds=())
         rules: dict[str, Rule] = {}
         for path, field in sorted(known.items(), key=lambda item: _order(item[0])):
-            rule = _rule(path, field, leaves.get(path))
+            rule = ours.rule(path, stated[path]) if path in stated else _rule(path, field, leaves.get(path))
             name, number = rule.name, 2
             while name in rules:
                 name, number = f"{rule.name}_{number}", number + 1
@@ -110,7 +111,9 @@ class MinariConverter(EpisodeConverter):
         loaded.task = missions[0] if len(missions) == 1 else meta.environment
         for key in ("id", "total_steps"):
             said.pop(key, None)
+        text = said.pop(ours.KEY, None) if meta.ours else None
         loaded.source_meta = {**said, "minari": dict(meta.said)}
+        ours.restore(loaded, text, recording.length, meta.ours, payload.found.fields)
         return loaded
 
     def close(self) -> None:

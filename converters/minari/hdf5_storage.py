@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from converters.fields import Loaded
+from converters.fields import Field, Loaded
 from converters.frame_files import FrameFiles, field_of_files, holds_files
 from converters.hdf5 import (
     Hdf5Files,
@@ -26,6 +26,7 @@ from converters.hdf5 import (
 )
 from converters.minari.episode import SMALL, Found, ended, rows_of
 from converters.minari.metadata import MAIN, Metadata
+from converters.minari.ours import ATTRIBUTE
 from converters.pictures import Frames
 from vrl3data.errors import SourceError, locate
 from vrl3data.schema import DTYPES
@@ -75,6 +76,10 @@ class Hdf5Storage:
             else:
                 notes.append(f"{path}: {dataset.dtype} of shape {dataset.shape} is not one row per step: left out")
             _check_shape(found, path, leaf.shape if leaf and leaf.dtype and path not in files else None)
+        if meta.ours:
+            found.fields |= _of_attributes(group, meta)
+            if "rewards" not in meta.ours:  # our export wrote NaN, since there were none
+                found.fields.pop("rewards", None)
         missing = sorted(set(meta.leaves) - set(arrays))
         if missing:
             raise SourceError(f"{missing[0]} is missing, which the space of the dataset has")
@@ -85,7 +90,11 @@ class Hdf5Storage:
         """(arrays and how the episode ended, texts per row, what else it says)."""
         group = self._group(meta.folder / MAIN, number)
         loaded = Loaded({}, final_observation=found.final)
+        said = _nested(attributes(group))
         for path, field in found.fields.items():
+            if path.startswith(ATTRIBUTE):
+                loaded.arrays[path] = np.asarray(said.pop(path[1:]), field.dtype)[None]
+                continue
             dataset = child(group, path)
             loaded.arrays[path] = (
                 Frames(FrameFiles(dataset, len(dataset)), field.shape) if path in found.files else blocks(dataset)
@@ -98,7 +107,7 @@ class Hdf5Storage:
                         raise SourceError(f"expected {found.length} rows, found {flags.shape}")
                 setattr(loaded, key, ended(read(flags), flag))
         texts = {path: [str(plain(row)) for row in read(child(group, path))] for path in found.texts}
-        said = _nested(attributes(group)) | {path: plain(read(child(group, path))) for path in found.rest}
+        said |= {path: plain(read(child(group, path))) for path in found.rest}
         return loaded, texts, said
 
     def close(self) -> None:
@@ -124,6 +133,16 @@ def _length(group: h5py.Group, arrays: dict[str, h5py.Dataset]) -> tuple[int, bo
     if not length:
         raise SourceError("the episode has no steps")
     return length, len(states[0]) == length + 1
+
+
+def _of_attributes(group: h5py.Group, meta: Metadata) -> dict[str, Field]:
+    """Features with one row per episode, which our own export wrote as attributes."""
+    found = {}
+    for path in meta.ours:
+        value = group.attrs.get(path[1:]) if path.startswith(ATTRIBUTE) else None
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in DTYPES:
+            found[path] = Field(path, value.dtype.name, value.shape, "episode")
+    return found
 
 
 def _nested(said: dict[str, Any]) -> dict[str, Any]:

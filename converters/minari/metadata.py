@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from converters.hdf5 import BROKEN, attributes, is_hdf5, open_hdf5
+from converters.minari import ours
+from converters.minari.ours import KEY
 from converters.minari.spaces import Leaf, leaves
 from vrl3data.errors import SourceError, locate
+from vrl3data.schema import Feature
 
 METADATA, MAIN = "metadata.json", "main_data.hdf5"
 FORMATS = ("hdf5", "arrow", "parquet")
 MAX_JSON = 256 * 1024**2
 """A space of large pictures lists two numbers for each of their values."""
-NOT_SAID = ("observation_space", "action_space", "total_episodes", "total_steps", "data_format", "dataset_size")
+NOT_SAID = ("observation_space", "action_space", "total_episodes", "total_steps", "data_format", "dataset_size", KEY)
 """Keys whose content is in the dataset in other ways."""
 
 
@@ -32,6 +35,8 @@ class Metadata:
     leaves: Mapping[str, Leaf]
     said: Mapping[str, Any]
     """All else."""
+    ours: Mapping[str, Feature]
+    """Path in an episode -> the feature that our own export made it from."""
 
     @property
     def environment(self) -> str:
@@ -107,4 +112,4 @@ def _metadata(folder: Path, said: dict[str, Any]) -> Metadata:
     rest = {key: value for key, value in said.items() if key not in NOT_SAID}
     jpeg = bool(said.get("jpeg_encoding", True))
     totals = said.get("total_episodes", -1), said.get("total_steps", -1)
-    return Metadata(folder, form, *totals, jpeg, {leaf.path: leaf for leaf in found}, rest)
+    return Metadata(folder, form, *totals, jpeg, {leaf.path: leaf for leaf in found}, rest, ours.features(said))
