@@ -107,7 +107,18 @@ def promised_rows(feature: Feature, meta: Mapping[str, Any]) -> int:
     """How many rows schema and commit record promise (FORMAT.md 4)."""
     if feature.rows == "episode" or feature.name in meta["absent"].split(","):
         return 1
+    if feature.clock:
+        return stream_rows(meta).get(feature.clock, 0)
     return int(meta["length"]) + (int(meta["final_observation"]) if feature.rows == "state" else 0)
+
+
+def stream_rows(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Rows of each clock of a sample. DamagedError if the commit record does not say so."""
+    text = str(meta.get("streams", ""))
+    if not re.fullmatch(r"([a-z0-9_]+=[0-9]{1,18}(,(?=.)|$))*", text):
+        raise DamagedError(f"streams: expected clock=rows, ..., found {text[:40]!r}")
+    pairs = (part.split("=") for part in filter(None, text.split(",")))
+    return {clock: int(count) for clock, count in pairs}
 
 
 def row_count(feature: Feature, body: memoryview, offsets: memoryview | None, meta: Mapping[str, Any]) -> int:
