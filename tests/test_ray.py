@@ -80,7 +80,24 @@ def test_ray_from_the_command_line(tmp_path: Path) -> None:
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert events[-1]["samples"] == 11
     assert "the file is empty" in events[-1]["skipped"][0]["reason"]
-    wrong = run_cli(*words[:2], tmp_path / "none", "--executor", "ray", "--ray-address", "127.0.0.1:1")
-    assert wrong.returncode == 2
-    assert "error: no Ray cluster at 127.0.0.1:1" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("ray://somewhere:10001", "expected HOST:PORT or auto"),
+        ("x", "expected HOST"),
+    ],
+)
+def test_no_cluster_at_an_address(tmp_path: Path, address: str, why: str) -> None:
+    """Said at once; Ray would try for minutes."""
+    pytest.importorskip("ray")
+    root = make_pictures(tmp_path / "pictures", count=2)
+    result = run_cli("convert", root, tmp_path / "out", "--executor", "ray", "--ray-address", address)
+    assert result.returncode == 2
+    assert f"error: no Ray cluster at {address}: " in result.stderr
+    assert why in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()

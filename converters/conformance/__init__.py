@@ -7,11 +7,11 @@ CHECKS = {
     "recognises": "knows its source by content, and neither an empty file nor a folder of text",
     "plan": "planning twice gives the same plan",
     "units": "there are as many units as the plan counts, with unique names that can be stored",
-    "pickle": "converter and units travel to worker processes",
     "schema": "every unit that is read fits the schema, and has the name of its unit",
     "again": "reading a unit twice gives the same sample",
     "order": "reading in reverse order gives the same samples",
     "close": "after close, and after a second close, it reads again",
+    "pickle": "converter and units travel to worker processes",
     "source": "samples state their file and its sha256, and the plan finds that file",
     "jobs": "one and two worker processes write the same shards",
     "interrupted": "stopping half way and going on writes the same shards",
@@ -29,5 +29,5 @@ PLACES = {
     "converters.conformance.damage": ("truncated", "emptied", "untouched"),
 }
 """module -> the checks whose functions `check_NAME` are in it."""
-NEEDED = ("class", "plan", "units")
+NEEDED = ("class", "plan", "units", "schema")
 """Without these nothing else can be checked."""

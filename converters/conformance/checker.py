@@ -7,13 +7,13 @@ import os
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from converters import KINDS
 from converters.base import check_exists
@@ -112,10 +112,12 @@ class _Process:
                     yield Outcome(name, False, f"{doing or 'it'} did not end within {patience_s:.0f} s")
                     return
                 try:
-                    message: str | Outcome = self.ours.recv()
+                    message: str | Outcome | None = self.ours.recv()
                 except EOFError:
                     self.process.join()
                     yield Outcome(name, False, f"{doing or 'it'} ended the process, code {self.process.exitcode}")
+                    return
+                if message is None:
                     return
                 if isinstance(message, Outcome):
                     yield message
@@ -137,13 +139,14 @@ def _check_all(connection: Connection, order: Order, names: Sequence[str]) -> No
     for name in names:
         doing("")
         try:
-            _function(name)(subject)
+            find_check(name)(subject)
         except (Unfit, Vrl3dataError) as error:
             connection.send(Outcome(name, False, str(error)))
         except Exception as error:  # noqa: BLE001 - it is told, and ends this process
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
             connection.send(Outcome(name, False, f"{doing.what}: {reason}" if doing.what else reason))
+            connection.send(None)
             raise SystemExit(1) from None  # what it left open is unknown: the rest is checked by a new process
         else:
             connection.send(Outcome(name, True, CHECKS[name]))
@@ -160,9 +163,10 @@ class _Doing:
         self.connection.send(what)
 
 
-def _function(name: str) -> Any:
+def find_check(name: str) -> Callable[[Subject], None]:
+    """The function of a check, which raises Unfit."""
     (module,) = (module for module, names in PLACES.items() if name in names)
-    return getattr(import_module(module), f"check_{name}")
+    return cast(Callable[[Subject], None], getattr(import_module(module), f"check_{name}"))
 
 
 def _end_with(parent: BaseProcess) -> None:

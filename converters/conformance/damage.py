@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from converters.conformance.subject import Subject, Unfit, files, spread
+from converters.conformance.subject import Subject, Unfit, copies, files, spread
 from converters.worker import Failed
 from vrl3data.errors import SchemaError, SourceError, Vrl3dataError
 
@@ -16,11 +16,11 @@ READ_ALL = 64
 
 
 def _copied(subject: Subject, name: str) -> list[Path]:
-    folder = subject.order.folder / name
-    folder.mkdir()
-    for source in subject.order.sources:
-        shutil.copytree(source, folder / source.name) if source.is_dir() else shutil.copy2(source, folder)
-    return [folder / source.name for source in subject.order.sources]
+    places = copies(subject.order.sources, subject.order.folder / name)
+    for source, place in zip(subject.order.sources, places, strict=True):
+        place.parent.mkdir(parents=True)
+        shutil.copytree(source, place) if source.is_dir() else shutil.copy2(source, place)
+    return places
 
 
 def _read(subject: Subject, sources: list[Path], what: str) -> int:
@@ -51,14 +51,14 @@ def check_truncated(subject: Subject) -> None:
     sources = _copied(subject, "cut")
     whole = list(files(subject.order.sources))
     count = min(MAX_FILES, len(whole))
-    for original, name in [whole[number * len(whole) // count] for number in range(count)]:
-        size, copy = original.stat().st_size, subject.order.folder / "cut" / name
+    for number, original, name in [whole[place * len(whole) // count] for place in range(count)]:
+        size, copy = original.stat().st_size, sources[number] / name if name else sources[number]
         for length in sorted({size // 8, size // 2, size * 7 // 8, size - 9, size - 1, 1} - {size}):
             if not 0 < length < size:
                 continue
             with copy.open("r+b") as file:
                 file.truncate(length)
-            what = f"{name} cut to {length} of {size} bytes"
+            what = f"{original.name} cut to {length} of {size} bytes"
             subject.say(what)
             _read(subject, sources, what)
             shutil.copy2(original, copy)
@@ -66,7 +66,7 @@ def check_truncated(subject: Subject) -> None:
 
 def check_emptied(subject: Subject) -> None:
     sources = _copied(subject, "emptied")
-    for path, _ in files(sources):
+    for _, path, _ in files(sources):
         path.write_bytes(b"")
     subject.say("every file is empty")
     if not _read(subject, sources, "every file is empty"):

@@ -22,6 +22,7 @@ def check_again(subject: Subject) -> None:
     for unit in units:
         for _ in range(2):
             _same(subject, unit.name, subject.digest(setup, unit), "read again")
+    converter.close()
 
 
 def check_order(subject: Subject) -> None:
@@ -29,6 +30,7 @@ def check_order(subject: Subject) -> None:
     setup = subject.setup(converter, plan)
     for unit in reversed(units):
         _same(subject, unit.name, subject.digest(setup, unit), "read in reverse order")
+    converter.close()
 
 
 def check_close(subject: Subject) -> None:

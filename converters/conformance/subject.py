@@ -94,22 +94,25 @@ def spread(units: list[Unit], most: int) -> list[Unit]:
     return [units[number * len(units) // count] for number in range(count)]
 
 
-def files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, its path from the folder that its source lies in), of all files of the sources."""
-    for source in sources:
+def copies(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Where copies of the sources lie in `folder`: each in a folder of its own, since names may be the same."""
+    return [folder / str(number) / source.name for number, source in enumerate(sources)]
+
+
+def files(sources: Sequence[Path]) -> Iterator[tuple[int, Path, str]]:
+    """(number of the source, file, its path in the source, empty for the source itself) of all files."""
+    for number, source in enumerate(sources):
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file():
-                yield path, str(path.relative_to(source.parent))
+                yield number, path, "" if path == source else path.relative_to(source).as_posix()
 
 
 def snapshot(sources: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
     """What must be the same afterwards: time of change, size and content of every file."""
     found = {}
-    for path, name in files(sources):
+    for number, path, name in files(sources):
         with path.open("rb") as file:
-            found[name] = (
-                path.stat().st_mtime_ns,
-                path.stat().st_size,
-                hashlib.file_digest(file, "sha256").hexdigest(),
-            )
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        label = f"{sources[number].name}/{name}" if name else sources[number].name
+        found[label] = (path.stat().st_mtime_ns, path.stat().st_size, sha256)
     return found
