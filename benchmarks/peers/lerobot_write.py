@@ -172,7 +172,7 @@ def main() -> None:
     """Write every set that is not there yet."""
     destination = Path(sys.argv[1])
     for seed, (name, plan) in enumerate(PLANS.items()):
-        if VERSION >= plan.since and not (destination / name).exists():
+        if plan.since <= VERSION and not (destination / name).exists():
             write(destination / name, plan, seed)
             print(destination / name, f"{len(plan.lengths)} episodes, {sum(plan.lengths)} frames", flush=True)
 
