@@ -39,6 +39,8 @@ class Plan:
     """What was assumed or left out, for the receipt."""
     find: Callable[[str], Path] | None = None
     """Name of a source as samples state it -> its file; None if samples are not made of files."""
+    problems: tuple[tuple[str, SourceError], ...] = ()
+    """Sources or episodes that cannot be converted, and why, as far as planning saw it."""
 
 
 class Converter(Protocol):
