@@ -29,13 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "peers"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import sight
 from compare import Verdict, against_ours, against_source
 
 from vrl3data.dataset import open_dataset
 
+HERE = Path(__file__).resolve().parent
 SOURCES = {
     "lerobot": lambda folder: sorted(path.parent.parent for path in folder.glob("*/meta/info.json")),
     "robomimic": lambda folder: sorted(folder.glob("*.hdf5")),
@@ -179,9 +179,7 @@ def show(trips: list[Trip], verbose: bool) -> None:
     header = ("source", "to", "episodes", "steps", "features of ours", "arrays of the source", "dropped", "result")
     cells = [header, tuple("---" for _ in header)]
     for trip in trips:
-        gone = sorted(
-            {line.partition(":")[0] for line in trip.dropped} | set(trip.theirs.missing if trip.theirs else ())
-        )
+        gone = {line.partition(":")[0] for line in trip.dropped} | set(trip.theirs.missing if trip.theirs else ())
         cells.append(
             (trip.source.name, trip.to, str(trip.episodes), str(trip.steps), row(trip.ours),
              row(trip.theirs), ", ".join(sorted(gone)) or "nothing", "DIFFERS" if trip.problems else "same")
