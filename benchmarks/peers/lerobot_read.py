@@ -3,7 +3,8 @@
 python lerobot_read.py ROOT OUT
 
 Every frame is asked for by its index, as training asks. Pictures come as floats of 0 to 1 and are turned back into the
-uint8 they were; depth stays in the float millimetres that lerobot gives.
+uint8 they were; depth stays in the float millimetres that lerobot gives. Other numbers come as float32, int64 or bool,
+whatever they are: their columns are read again from `hf_dataset` in their own dtype, and must agree with the tensors.
 """
 
 import importlib.metadata
@@ -33,6 +34,14 @@ def plain(value: Any, picture: bool) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
+def exact(dataset: Any, cameras: set[str]) -> dict[str, np.ndarray]:
+    """The columns of numbers of the whole dataset, each in the dtype that its feature declares."""
+    features = dataset.meta.features
+    wanted = [key for key in features if key not in cameras and features[key]["dtype"] not in ("string", "language")]
+    table = dataset.hf_dataset.select_columns(wanted).with_format(None)
+    return {key: np.asarray(table[key][:], dtype=features[key]["dtype"]) for key in wanted}
+
+
 def episodes_of(dataset: Any) -> list[dict[str, Any]]:
     """The episodes' metadata without their statistics."""
     table = dataset.meta.episodes
@@ -46,15 +55,22 @@ def main() -> None:
     dataset = LeRobotDataset(f"peers/{root.name.strip('.') or 'set'}", root=root)
     cameras = set(dataset.meta.camera_keys)
     sight = Sight(out, "lerobot", importlib.metadata.version("lerobot"))
-    number = 0
+    number, numbers = 0, exact(dataset, cameras)
     for episode in episodes_of(dataset):
         columns: dict[str, list[np.ndarray]] = {}
+        first = number
         for _ in range(int(episode["length"])):
             frame = dataset[number]
             number += 1
             for key, value in frame.items():
                 columns.setdefault(key, []).append(plain(value, key in cameras))
-        sight.episode(f"episode_{episode['episode_index']}", {k: np.stack(v) for k, v in columns.items()}, episode)
+        arrays = {key: np.stack(rows) for key, rows in columns.items()}
+        for key, values in numbers.items():
+            rows = values[first:number]
+            if not np.array_equal(rows.astype(arrays[key].dtype), arrays[key], equal_nan=arrays[key].dtype.kind == "f"):
+                raise SystemExit(f"{key}: the tensors and the column of episode {episode['episode_index']} differ")
+            arrays[key] = rows
+        sight.episode(f"episode_{episode['episode_index']}", arrays, episode)
     if number != len(dataset):
         raise SystemExit(f"episodes have {number} frames, the dataset {len(dataset)}")
     meta = dataset.meta
