@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import sight
-from compare import Verdict, against_ours, against_source
+from compare import Verdict, against_ours, against_source, check_stats
 
 from vrl3data.dataset import open_dataset
 
@@ -154,6 +154,7 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
         said = json.dumps([receipt, export, dataset.manifest.to_json()], default=str)
+    trip.ours.problems += check_stats(seen)
     if trip.to == "robomimic" and seen["about"]["info_rc"]:
         trip.ours.lines.append(f"get_dataset_info.py: {' '.join(seen['about']['info_says'])}")
     if not trip.own:
