@@ -153,7 +153,8 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
         names = [line.partition(":")[0].strip() for line in trip.dropped]
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
-        said = json.dumps([receipt, export, dataset.manifest.to_json()], default=str)
+        mapping = dict(dataset.manifest.provenance.options).get("mapping") or {}
+    said = "\n".join([*mapping.get("dropped", ()), *receipt.get("notes", ()), *trip.dropped, *notes])
     trip.ours.problems += check_stats(seen)
     if trip.to == "robomimic" and seen["about"]["info_rc"]:
         trip.ours.lines.append(f"get_dataset_info.py: {' '.join(seen['about']['info_says'])}")
@@ -168,11 +169,14 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
 
 
 def row(verdict: Verdict | None) -> str:
-    """Counts of one comparison: `12 equal, 2 at 41.2 dB`."""
+    """Counts of one comparison: `12 equal, 1 rounded, 2 at 41.2 dB`."""
     if verdict is None:
         return "-"
     worst = verdict.psnr()
-    return f"{verdict.equal} equal" + (f", {len(verdict.lossy)} at {worst:.1f} dB" if math.isfinite(worst) else "")
+    near = f", {verdict.near} rounded" if verdict.near else ""
+    return f"{verdict.equal} equal{near}" + (
+        f", {len(verdict.lossy)} at {worst:.1f} dB" if math.isfinite(worst) else ""
+    )
 
 
 def show(trips: list[Trip], verbose: bool) -> None:

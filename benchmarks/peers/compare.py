@@ -30,6 +30,8 @@ class Verdict:
     """`lines`: one for each feature or array, for people. `problems` make the round trip fail."""
 
     equal: int = 0
+    near: int = 0
+    """Times in seconds and depth in metres: equal up to the rounding of our counts."""
     lossy: list[float] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -42,7 +44,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Fit:
-    """How one array is found in another. `rank`: 0 bytes equal, 1 values equal, 2 without its last row, 3 with loss."""
+    """How one array is found in another.
+
+    `rank`: 0 bytes equal, 1 values equal, 2 without its last row, 3 in another unit, 4 pictures with loss.
+    """
 
     rank: int
     how: str = ""
@@ -89,7 +94,17 @@ def fit(ours: Array, theirs: Array, lossy: bool) -> Fit | None:
     if len(ours) == 1 < len(theirs) and same_values(np.repeat(ours, len(theirs), 0), theirs):
         return Fit(1, "repeated in every step")
     if lossy and are_pictures(ours, theirs):
-        return Fit(3, psnr=psnr(ours, theirs))
+        return Fit(4, psnr=psnr(ours, theirs))
+    return None
+
+
+def in_unit(feature: Any, ours: Array, theirs: Array) -> Fit | None:
+    """Our nanoseconds as seconds, our depth in counts as metres or millimetres: equal up to half a count or float32."""
+    units = {"s": 1e-9} if feature.name == "timestamp" else {"m": feature.scale_m, "mm": 1e3 * feature.scale_m}
+    for unit, scale in units.items() if theirs.dtype.kind == "f" and ours.size == theirs.size else ():
+        expected = ours.reshape(theirs.shape) * scale
+        if scale and np.allclose(theirs, expected, rtol=1e-6, atol=scale / 2 if feature.scale_m else 1e-6):
+            return Fit(3, f"in {unit}")
     return None
 
 
@@ -131,7 +146,7 @@ def against_ours(dataset: Any, seen: Seen, dropped: Iterable[str], declared: Cal
         views = [episodes[number]["arrays"] for number in holders]
         key, found = _best(feature, rows, views)
         _judge(verdict, feature.name, key, found, gone, declared(feature.name))
-        if found and found.rank == 3 and any(shifted(r, v[key]) for r, v in zip(rows, views, strict=True)):
+        if found and found.rank == 4 and any(shifted(r, v[key]) for r, v in zip(rows, views, strict=True)):
             verdict.problems.append(f"{feature.name}: pictures of {key} fit better when shifted by a step")
         used |= {key, key.replace("obs/", "next_obs/", 1)} if found else set()
     keys = {key for episode in episodes for key in episode["arrays"]}
@@ -145,20 +160,25 @@ def _best(feature: Any, rows: list[Array], views: list[Mapping[str, Array]]) -> 
     words = set(re.split(r"[._]", feature.name))
     best: tuple[tuple[int, float, int], str, Fit] | None = None
     for key in sorted(set.intersection(*(set(view) for view in views))):
-        found = worst(_whole(row, view, key, feature.is_image) for row, view in zip(rows, views, strict=True))
+        found = worst(_whole(feature, row, view, key) for row, view in zip(rows, views, strict=True))
         if found:
             order = (found.rank, -found.psnr, -len(words & set(re.split(r"[./_]", key))))
             best = min(best, (order, key, found), key=lambda one: one[0]) if best else (order, key, found)
     return (best[1], best[2]) if best else ("", None)
 
 
-def _whole(ours: Array, view: Mapping[str, Array], key: str, lossy: bool) -> Fit | None:
+def _whole(feature: Any, ours: Array, view: Mapping[str, Array], key: str) -> Fit | None:
     """`fit`, with the last row of `next_obs/...` as the one that `obs/...` has not."""
-    found, following = fit(ours, np.asarray(view[key]), lossy), view.get(key.replace("obs/", "next_obs/", 1))
-    if found and "without the last row" in found.how and key.startswith("obs/") and following is not None:
-        after = fit(ours[1:], np.asarray(following), lossy)
-        if after and after.rank in (0, 1, 3):
-            return Fit(after.rank, f"{after.how} with next_obs".strip(), min(found.psnr, after.psnr))
+    theirs, following = np.asarray(view[key]), view.get(key.replace("obs/", "next_obs/", 1))
+    found = fit(ours, theirs, feature.is_image) or in_unit(feature, ours, theirs)
+    if key.startswith("obs/") and following is not None and len(theirs) == len(ours) - 1:
+        before, after = (
+            fit(part, np.asarray(rows), feature.is_image) or in_unit(feature, part, np.asarray(rows))
+            for part, rows in ((ours[:-1], theirs), (ours[1:], following))
+        )
+        if before and after:
+            rank = max(before.rank, after.rank)
+            return Fit(rank, f"{after.how} with next_obs".strip(), min(before.psnr, after.psnr))
     return found
 
 
@@ -170,15 +190,15 @@ def _judge(verdict: Verdict, name: str, key: str, found: Fit | None, gone: set[s
         if name not in gone:
             verdict.problems.append(f"{name}: in no array of the peer, and not declared as dropped")
         return
-    if found.rank == 3:
+    if found.rank == 4:
         verdict.lossy.append(found.psnr)
         if found.psnr < least:
             verdict.problems.append(f"{name}: {found.psnr:.2f} dB in {key}, declared {least:.2f}")
     else:
-        verdict.equal += 1
+        verdict.equal, verdict.near = verdict.equal + (found.rank < 3), verdict.near + (found.rank == 3)
         if "without the last row" in found.how and name not in gone:
             verdict.problems.append(f"{name}: its final observation is not in {key}, and not declared as dropped")
-    says = f"{found.psnr:.2f} dB" if found.rank == 3 else "equal"
+    says = f"{found.psnr:.2f} dB" if found.rank == 4 else "rounded" if found.rank == 3 else "equal"
     verdict.lines.append(f"{name} = {key}: {says}{', ' + found.how if found.how else ''}")
 
 
@@ -206,7 +226,7 @@ def against_source(source: Seen, export: Seen, said: str, least: float) -> Verdi
             verdict.problems.append(f"{key}: is in other episodes than in the source")
         else:
             both = [(one["arrays"][key], other["arrays"][key]) for one, other in pairs if key in one["arrays"]]
-            _pair(verdict, key, both, least)
+            _pair(verdict, key, both, said, least)
     for fact in MATTERS.get(export["peer"], ()):
         was, became = source["about"].get(fact), export["about"].get(fact)
         if was != became:
@@ -215,7 +235,7 @@ def against_source(source: Seen, export: Seen, said: str, least: float) -> Verdi
     return verdict
 
 
-def _pair(verdict: Verdict, key: str, both: list[tuple[Array, Array]], least: float) -> None:
+def _pair(verdict: Verdict, key: str, both: list[tuple[Array, Array]], said: str, least: float) -> None:
     """One name over all episodes."""
     if all(same_bytes(one, other) for one, other in both):
         verdict.equal += 1
@@ -227,6 +247,11 @@ def _pair(verdict: Verdict, key: str, both: list[tuple[Array, Array]], least: fl
             verdict.problems.append(f"{key}: {found:.2f} dB against the source's, declared {least:.2f}")
         if any(shifted(one, other) for one, other in both):
             verdict.problems.append(f"{key}: pictures fit the source's better when shifted by a step")
+    elif (
+        "depth" in key and key in said and all(np.allclose(one, other, rtol=1e-6, atol=5.01e-4) for one, other in both)
+    ):
+        verdict.near += 1
+        verdict.lines.append(f"{key}: within half a millimetre of the source's, as the conversion said")
     else:
         one, other = next((one, other) for one, other in both if not same_bytes(one, other))
         verdict.problems.append(
