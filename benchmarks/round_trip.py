@@ -153,7 +153,7 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
         names = [line.partition(":")[0].strip() for line in trip.dropped]
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
-        mapping = dict(dataset.manifest.provenance.options).get("mapping") or {}
+        mapping = dict(dataset.manifest.provenance).get("options", {}).get("mapping", {})
     said = "\n".join([*mapping.get("dropped", ()), *receipt.get("notes", ()), *trip.dropped, *notes])
     trip.ours.problems += check_stats(seen)
     if trip.to == "robomimic" and seen["about"]["info_rc"]:

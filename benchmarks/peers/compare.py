@@ -23,6 +23,8 @@ MATTERS = {
     "minari": ("spaces", "env_spec", "episodes", "steps"),
 }
 """peer -> what it says of a whole dataset that a round trip has to keep."""
+OF_EPISODES = {"lerobot": ("length",), "robomimic": ("length",), "minari": ("seed", "options", "total_steps")}
+"""The same of each episode."""
 
 
 @dataclass
@@ -227,11 +229,14 @@ def against_source(source: Seen, export: Seen, said: str, least: float) -> Verdi
         else:
             both = [(one["arrays"][key], other["arrays"][key]) for one, other in pairs if key in one["arrays"]]
             _pair(verdict, key, both, said, least)
-    for fact in MATTERS.get(export["peer"], ()):
-        was, became = source["about"].get(fact), export["about"].get(fact)
-        if was != became:
+    facts = [(source["about"], export["about"], fact, fact) for fact in MATTERS.get(export["peer"], ())]
+    for number, (one, other) in enumerate(pairs):
+        keys = OF_EPISODES.get(export["peer"], ())
+        facts += [(one["about"], other["about"], key, f"{key} of episode {number}") for key in keys]
+    for before, after, fact, name in facts:
+        if before.get(fact) != after.get(fact):
             into = verdict.lines if fact in said else verdict.problems
-            into.append(f"{fact}: {_short(was)} became {_short(became)}")
+            into.append(f"{name}: {_short(before.get(fact))} became {_short(after.get(fact))}")
     return verdict
 
 
