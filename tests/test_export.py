@@ -29,6 +29,8 @@ from vrl3data.writer import Writer
 
 BACK = {"lerobot": "lerobot", "robomimic": "robomimic", "minari": "minari"}
 """Exports that a converter of ours reads."""
+NAME = "made-up-v0"
+"""Of a target: Minari takes no other names."""
 SHOWN = {"frames": {"obs.image.top"}}
 """Features that an export holds in a way that no converter of ours gives back as the same feature."""
 
@@ -118,13 +120,14 @@ def beside(path: Path) -> list[str]:
 def test_the_same_dataset_makes_the_same_bytes_and_stays_as_it_is(kind: str, tmp_path: Path) -> None:
     source = rich(tmp_path / "set")
     before = tree(source)
-    for name in ("one", "two"):
-        receipt = vrl3data.export(kind, source, tmp_path / name)
-        assert (receipt.path, receipt.kind, receipt.samples) == (tmp_path / name, kind, 5)
-        assert receipt.bytes == sum(len(data) for data in contents(tmp_path / name).values())
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    one, two = tmp_path / "one" / NAME, tmp_path / "two" / NAME
+    for dest in (one, two):
+        receipt = vrl3data.export(kind, source, dest)
+        assert (receipt.path, receipt.kind, receipt.samples) == (dest, kind, 5)
+        assert receipt.bytes == sum(len(data) for data in contents(dest).values())
+        assert beside(dest) == [NAME]
+    assert contents(one) == contents(two)
     assert tree(source) == before
-    assert beside(source) == ["one", "set", "two"]
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -134,13 +137,13 @@ def contents(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", REAL)
 def test_what_is_not_exported_is_listed(kind: str, tmp_path: Path) -> None:
     source = rich(tmp_path / "set")
-    receipt = vrl3data.export(kind, source, tmp_path / "out")
+    receipt = vrl3data.export(kind, source, tmp_path / NAME)
     listed = {line.partition(":")[0] for line in receipt.dropped}
     with vrl3data.open(source) as dataset:
         missing = set(dataset.schema.names) - listed - SHOWN.get(kind, set())
         if kind in BACK:
             assert BACK[kind] in KINDS
-            vrl3data.convert(BACK[kind], tmp_path / "out", tmp_path / "back")
+            vrl3data.convert(BACK[kind], tmp_path / NAME, tmp_path / "back")
             with vrl3data.open(tmp_path / "back") as back:
                 missing -= {name for name in missing if _holds(back[0], dataset[0][name])}
         assert not missing, f"neither exported nor listed: {sorted(missing)}"
@@ -186,7 +189,7 @@ def test_images_are_exported_or_refused(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", REAL)
 def test_one_split_alone(kind: str, tmp_path: Path) -> None:
-    receipt = vrl3data.export(kind, rich(tmp_path / "set"), tmp_path / "out", splits=["val"])
+    receipt = vrl3data.export(kind, rich(tmp_path / "set"), tmp_path / NAME, splits=["val"])
     assert (receipt.samples, receipt.steps) == (2, 9)
 
 
