@@ -11,6 +11,7 @@ from array_source import ArraysConverter, write_source
 from conftest import shard_bytes
 
 import vrl3data
+from converters import hashing
 from converters.episodes import EpisodeOptions, relative_names
 from converters.run import RunOptions, run
 from converters.select import Selection
@@ -155,8 +156,8 @@ def test_workers_get_no_list_of_recordings(tmp_path: Path) -> None:
 def test_only_files_that_are_read_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_source(tmp_path / "source", 4)
     hashed: list[str] = []
-    before = ArraysConverter._sha256
-    monkeypatch.setattr(ArraysConverter, "_sha256", lambda self, name: hashed.append(name) or before(self, name))
+    before = hashing.file_sha256
+    monkeypatch.setattr(hashing, "file_sha256", lambda path: hashed.append(path.name) or before(path))
     options = RunOptions(selection=Selection(episodes="2"))
     run(ArraysConverter([source], EpisodeOptions()), tmp_path / "out", options)
     assert hashed == ["episode_2.npz"]
