@@ -21,7 +21,6 @@ from converters.hdf5 import (
     attributes,
     child,
     datasets,
-    is_hdf5,
     names,
     open_hdf5,
     plain,
@@ -31,11 +30,11 @@ from converters.mapping import FieldMap
 from converters.robomimic import cameras, demos, dones, guess, render
 from converters.robomimic.demos import Demo, Lazy
 from converters.robomimic.facts import Facts, decoded, read_facts, read_masks, shown
+from converters.robomimic.recognise import is_folder, is_robomimic
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import Provenance
 from vrl3data.schema import Schema
 
-HEAD_BYTES = 4 * 1024**2
 SMALL_BYTES = 1024**2
 APART = ("model_file", "ep_meta", "camera_info", "seed")
 """What our own export writes as attributes, as robomimic does, and not again with the rest of source_meta."""
@@ -91,10 +90,7 @@ class RobomimicConverter(EpisodeConverter):
     @staticmethod
     def recognises(source: Path) -> bool:
         """A file, also a damaged one, or a folder whose HDF5 files are all of this kind."""
-        if not source.is_dir():
-            return _is_robomimic(source)
-        inside = [path for path in source.rglob("*") if path.suffix.lower() in RobomimicConverter.suffixes]
-        return bool(inside) and all(_is_robomimic(path) for path in inside)
+        return is_robomimic(source) if source.is_file() else is_folder(source, RobomimicConverter.suffixes)
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -272,23 +268,6 @@ class RobomimicConverter(EpisodeConverter):
         self._open.close()
         if self._scenes is not None:
             self._scenes.close()
-
-
-def _is_robomimic(path: Path) -> bool:
-    """By its groups; of a file that cannot be opened, by the names in its first bytes."""
-    if not is_hdf5(path):
-        return False
-    try:
-        with open_hdf5(path) as file:
-            if "data" not in names(file) or not isinstance(data := child(file, "data"), h5py.Group):
-                return False
-            return any(demos.NUMBERED.fullmatch(name) for name in names(data)) or bool(
-                {"env_args", "env_info", "total"} & set(attributes(data))
-            )
-    except SourceError:
-        with path.open("rb") as raw:
-            head = raw.read(HEAD_BYTES)
-        return b"demo_" in head and any(word in head for word in (b"num_samples", b"env_args", b"env_info"))
 
 
 def _group(data: h5py.Group, name: str) -> h5py.Group:
