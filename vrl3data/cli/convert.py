@@ -100,6 +100,43 @@ def rlds(ctx: click.Context, /, **_: Any) -> int:
     return _run(ctx, "rlds")
 
 
+@convert.command()
+@shared_options
+@episode_options
+@click.option(
+    "--dones",
+    type=click.Choice(["auto", "success", "end", "both"]),
+    show_default="auto",
+    help="What dones means: states of success, the last step, or both; auto infers it and says from what.",
+)
+@click.option(
+    "--next-obs",
+    type=click.Choice(["auto", "keep"]),
+    show_default="auto",
+    help="auto: its last row becomes the final observation, if the others are obs one step later.",
+)
+@click.option(
+    "--depth",
+    type=click.Choice(["auto", "metres", "keep"]),
+    show_default="auto",
+    help="Whether depth of floats is in metres, as robomimic writes it; keep stores it as it is.",
+)
+@click.option("--depth-scale", type=float, help="Metres per stored count of depth.", show_default="0.001")
+@click.option(
+    "--render",
+    type=click.Choice(["exact", "fast"]),
+    show_default="not",
+    help="Draw the states that robosuite recorded; --camera and --image-size (84) say how.",
+)
+@click.pass_context
+def robomimic(ctx: click.Context, /, **_: Any) -> int:
+    """robomimic HDF5 files, also of Isaac Lab, LIBERO and MimicGen, and robosuite's raw demonstrations.
+
+    Example: vrl3data convert robomimic image_v15.hdf5 out/lift
+    """
+    return _run(ctx, "robomimic")
+
+
 def _run(ctx: click.Context, kind: str) -> int:
     from converters.base import find
     from vrl3data import app, config
