@@ -8,6 +8,6 @@ KINDS = {
     "minari": "converters.minari.converter:MinariConverter",
     "aloha": "converters.aloha:AlohaConverter",
     "d4rl": "converters.d4rl:D4rlConverter",
-    # "zarr": "converters.zarr_buffer.converter:ZarrConverter",
+    "zarr": "converters.zarr_buffer.converter:ZarrConverter",
 }
 """name -> the converter's class. Its docstring's first line says what it reads."""
