@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import tempfile
 import uuid
 from collections import deque
@@ -29,6 +30,7 @@ PART_BYTES = 16 * 1024**2
 """What travels at a time."""
 STORE_BYTES = 512 * 1024**2
 """Memory of a cluster of our own for results under way; more goes to its disk."""
+REACH_S = 10.0
 RETRIES = 5
 """How often the work of a worker that died is done again."""
 
@@ -81,10 +83,11 @@ def _cluster(ray: Any, jobs: int, address: str) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
             ray.init(address="local", **own, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"no Ray cluster at {address or 'this machine'}: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -95,6 +98,16 @@ def _cluster(ray: Any, jobs: int, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """OSError, ValueError unless somebody listens there: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise ValueError("expected HOST:PORT or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import vrl3data
 from converters.base import Plan, Unit
 from converters.run import RunOptions, run
-from vrl3data import codecs, index, sample, scan
+from vrl3data import codecs, encode, index, scan
 from vrl3data.errors import ConfigError, SourceError, Vrl3dataError
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.report import Console
@@ -55,7 +55,7 @@ class Synthetic:
         return Plan(DatasetSpec(schema, "synthetic", provenance), units, self.count)
 
     def read(self, unit: Unit) -> Episode:
-        sample.SPOOL_BYTES = SPOOL  # here, since this runs in the workers
+        encode.SPOOL_BYTES = SPOOL  # here, since this runs in the workers
         number = int(unit.name)
         if number == self.broken:
             raise SourceError("the episode is broken")

@@ -26,6 +26,18 @@ from vrl3data.cli.convert import convert
 from vrl3data.errors import ConfigError, Source, SourceError, did_you_mean, locate
 from vrl3data.report import Console
 
+CONTRIBUTED = """
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+from converters.base import Plan, Unit, file_sha256, source_identity
+from vrl3data.errors import SourceError
+from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
+from vrl3data.schema import Episode, Feature, Schema
+"""
+"""What the example of CONTRIBUTING.md imports."""
+
 
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
@@ -64,17 +76,7 @@ def test_the_contributors_converter_works(tmp_path: Path, monkeypatch: pytest.Mo
     import converters
 
     (code,) = blocks(ROOT / "CONTRIBUTING.md", "python")
-    head = """
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-import numpy as np
-from converters.base import Plan, Unit, source_identity
-from vrl3data.errors import SourceError
-from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
-from vrl3data.schema import Episode, Feature, Schema
-"""
-    (tmp_path / "gridmodule.py").write_text(head + code)
+    (tmp_path / "gridmodule.py").write_text(CONTRIBUTED + code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(converters.KINDS, "grid", "gridmodule:GridConverter")
     (tmp_path / "grids").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_demonstrations, make_pictures, run_cli
+from conftest import make_demonstrations, make_pictures, run_cli, shard_bytes
 
 import vrl3data
 import vrl3data.app
-from converters import KINDS
+from converters import KINDS, pool
 from converters.base import Plan, Unit, source_identity
 from converters.forecast import forecast
 from converters.run import RunOptions, run
 from converters.select import Selection, select
+from converters.worker import WorkerError, WorkerFault
 from vrl3data.errors import ConfigError, DestinationError, SourceError
 from vrl3data.manifest import SHARD_SIZE, DatasetSpec, Provenance
 from vrl3data.report import Console
@@ -230,6 +232,54 @@ def test_broken_files_on_the_command_line(tmp_path: Path) -> None:
     assert nothing.returncode == 3
     assert "not a whole pickle file" in nothing.stderr
     assert not (tmp_path / "none").exists()
+
+
+# -- workers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "match"),
+    [
+        ("die", WorkerError, "a worker process died, perhaps for want of memory"),
+        ("memory", WorkerError, "a worker process has no memory left; run again with fewer jobs"),
+        ("fault", WorkerFault, "TypeError: a mistake of the converter"),
+        ("refuse", ConfigError, r"this cannot be \(episode demo_4\)"),
+        ("fail", SourceError, r"the episode is broken \(episode demo_4\)"),
+    ],
+)
+def test_what_ends_a_worker_is_told_at_once(tmp_path: Path, event: str, error: type[Exception], match: str) -> None:
+    """While another one works for a minute; what came before is confirmed, and the next run finishes."""
+    started = time.monotonic()
+    with pytest.raises(error, match=match) as caught:
+        run(numbers(tmp_path, f"12 4={event} 7=wait"), tmp_path / "out", RunOptions(2))
+    assert time.monotonic() - started < 50
+    assert not multiprocessing.active_children()
+    assert names(tmp_path / "out") == [f"demo_{number}" for number in range(4)]
+    if event == "fault":
+        assert "in read" in str(caught.value.__cause__)
+    run(numbers(tmp_path, "12"), tmp_path / "out", RunOptions(2))
+    run(numbers(tmp_path, "12"), tmp_path / "whole", RunOptions(1))
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
+
+
+def test_few_units_start_few_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    worker = pool._Worker.__init__
+    monkeypatch.setattr(pool._Worker, "__init__", lambda self, setup: (started.append(self), worker(self, setup))[1])
+    run(numbers(tmp_path, "3"), tmp_path / "out", RunOptions(8))
+    assert len(started) == 2  # batches of two
+
+
+def test_wrong_ways_to_run(tmp_path: Path) -> None:
+    source = numbers(tmp_path, "3")
+    for wrong, match in [
+        ({"jobs": 0}, "jobs: expected at least 1, found 0"),
+        ({"executor": "rya"}, "unknown executor 'rya'; did you mean 'ray'"),
+        ({"ray_address": "auto"}, "a ray address goes with the executor 'ray', not with 'local'"),
+        ({"append": True, "overwrite": True}, "append and overwrite exclude each other"),
+    ]:
+        with pytest.raises(ConfigError, match=match):
+            run(source, tmp_path / "out", RunOptions(**wrong))
 
 
 # -- trying without writing ----------------------------------------------------------------------------------------

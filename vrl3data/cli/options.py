@@ -39,7 +39,7 @@ def shared_options(command: Command) -> Command:
         click.option("--jobs", "-j", type=int, default=cores, show_default="all cores", help="Worker processes."),
         click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                      help="ray: workers of a Ray cluster, which see SOURCE under the same path."),
-        click.option("--ray-address", metavar="ADDRESS", help="Of a running Ray cluster, such as auto.",
+        click.option("--ray-address", metavar="ADDRESS", help="Of a running Ray cluster: HOST:PORT, or auto.",
                      show_default="one on this machine"),
         json_option,
         quiet_option,

@@ -1,0 +1,100 @@
+"""Conversions on a Ray cluster of two nodes, each a process of this machine: python tests/ray_run.py COMMAND ...
+
+same SOURCE DEST        convert pictures, as the command line does with --ray-address
+kill SOURCE DEST        the same, while a worker that has begun is killed
+large SOURCE DEST       episodes with members that travel in pieces
+fault SOURCE DEST       a converter that makes a mistake
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import killing
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+
+import vrl3data
+from converters.base import Plan, Unit
+from converters.imagenet import ImagenetConverter
+from converters.run import RunOptions, run
+from vrl3data import encode
+from vrl3data.manifest import DatasetSpec, Provenance
+from vrl3data.schema import Episode, Feature, Schema
+
+
+class Large(killing.Synthetic):
+    """Episodes of 20 MB: two pieces, and small members besides."""
+
+    def plan(self) -> Plan:
+        schema = Schema("episodes", (Feature("obs.state", "float64", (2500,)), Feature("action", "float64", (3,))))
+        provenance = Provenance("large", source_identity="1", shard_size=10**8)
+        return Plan(DatasetSpec(schema, "large", provenance), (Unit(f"{number:05d}") for number in range(2)), 2)
+
+    def read(self, unit: Unit) -> Episode:
+        encode.SPOOL_BYTES = killing.SPOOL
+        rng = np.random.default_rng(int(unit.name))
+        values = {"obs.state": rng.normal(size=(1000, 2500)), "action": rng.normal(size=(1000, 3))}
+        return Episode(unit.name, values, length=1000)
+
+
+class Faulty(killing.Synthetic):
+    """Makes a mistake."""
+
+    def read(self, unit: Unit) -> Episode:
+        raise TypeError(f"a mistake in {unit.name}")
+
+
+class Killed(ImagenetConverter):
+    """Says which process reads, and takes its time until one of them has died."""
+
+    def read(self, unit: Unit) -> Episode:
+        told = Path(os.environ["KILLED_TOLD"])
+        if not (told / "killed").exists():
+            (told / f"{os.getpid()}.pid").touch()
+            time.sleep(0.2)
+        return super().read(unit)
+
+
+def kill_one(told: Path) -> None:
+    """SIGKILL to the first process that reads, half way through its batch."""
+    while not (found := sorted(told.glob("*.pid"))):
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(int(found[0].stem), signal.SIGKILL)
+    (told / "killed").touch()
+
+
+def main() -> None:
+    what, source, dest = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    told = dest.with_name("told")
+    told.mkdir(exist_ok=True)
+    os.environ["KILLED_TOLD"] = str(told)
+    nodes = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
+    cluster.add_node(**nodes)
+    how = RunOptions(2, executor="ray", ray_address=cluster.address)
+    try:
+        if what == "same":
+            vrl3data.convert("imagenet", source, dest, {"shard_size": 60_000}, jobs=0, executor="ray",
+                             ray_address=cluster.address)  # fmt: skip
+        elif what == "kill":
+            threading.Thread(target=kill_one, args=(told,), daemon=True).start()
+            run(Killed([source], ImagenetConverter.Options(shard_size=60_000)), dest, how)
+            assert (told / "killed").exists()
+        else:
+            run({"large": Large, "fault": Faulty}[what](source), dest, how)
+        assert not ray.is_initialized()  # what we started is over
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
