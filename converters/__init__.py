@@ -8,6 +8,7 @@ KINDS = {
     "lerobot": "converters.lerobot:LerobotConverter",
     "minari": "converters.minari.converter:MinariConverter",
     "d4rl": "converters.d4rl:D4rlConverter",
+    "zarr": "converters.zarr_buffer.converter:ZarrConverter",
     "aloha": "converters.aloha:AlohaConverter",
     "rlds": "converters.rlds.converter:RldsConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",

@@ -137,6 +137,62 @@ def robomimic(ctx: click.Context, /, **_: Any) -> int:
     return _run(ctx, "robomimic")
 
 
+@convert.command()
+@shared_options
+@episode_options
+@click.pass_context
+def minari(ctx: click.Context, /, **_: Any) -> int:
+    """Minari datasets in HDF5, Arrow or Parquet: nested spaces, final observations, JPEG pictures.
+
+    SOURCE is the folder of one dataset. Example: vrl3data convert minari ~/.minari/datasets/D4RL/door/human-v2 out/door
+    """
+    return _run(ctx, "minari")
+
+
+@convert.command()
+@shared_options
+@episode_options
+@click.option("--episode-length", type=click.IntRange(1), show_default="not known",
+              help="Time limit in steps, for old files without timeouts; 1000 for D4RL's MuJoCo tasks.")  # fmt: skip
+@click.option("--cut", type=click.Choice(["flags", "timeouts"]), show_default="flags",
+              help="timeouts: not at terminals, which AntMaze sets at every step in the goal.")  # fmt: skip
+@click.pass_context
+def d4rl(ctx: click.Context, /, **_: Any) -> int:
+    """D4RL's flat HDF5 files, cut into episodes where terminals and timeouts say so.
+
+    Example: vrl3data convert d4rl hopper_medium-v2.hdf5 out/hopper
+    """
+    return _run(ctx, "d4rl")
+
+
+@convert.command(name="zarr")
+@shared_options
+@episode_options
+@click.pass_context
+def zarr_buffer(ctx: click.Context, /, **_: Any) -> int:
+    """Zarr replay buffers of Diffusion Policy and UMI, in folders or .zarr.zip files.
+
+    Example: vrl3data convert zarr pusht_cchi_v7_replay.zarr out/pusht
+    """
+    return _run(ctx, "zarr")
+
+
+@convert.command()
+@shared_options
+@episode_options
+@click.option("--rate", type=float, show_default="50 where the layout is ALOHA's own",
+              help="Steps per second, which the files do not state; 0: not known.")  # fmt: skip
+@click.option("--color", type=click.Choice(["rgb", "bgr"]), show_default="rgb",
+              help="bgr: the recorder swapped red and blue.")  # fmt: skip
+@click.pass_context
+def aloha(ctx: click.Context, /, **_: Any) -> int:
+    """ALOHA and ACT episodes, one HDF5 file each: joints, actions, cameras raw or as JPEG.
+
+    Example: vrl3data convert aloha aloha_fold_towel out/towel
+    """
+    return _run(ctx, "aloha")
+
+
 def _run(ctx: click.Context, kind: str) -> int:
     from converters.base import find
     from vrl3data import app, config
