@@ -4,6 +4,8 @@ from __future__ import annotations
 
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
-    "imagenet": "converters.imagenet:ImagenetConverter",
+    "imagenet": "converters.images.imagenet:ImagenetConverter",
+    "image-table": "converters.images.table:TableConverter",
+    "webdataset": "converters.images.webdataset:WebdatasetConverter",
 }
 """name -> the converter's class. Its docstring's first line says what it reads."""

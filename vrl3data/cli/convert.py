@@ -90,6 +90,20 @@ def shared_options(command: Command) -> Command:
     return command
 
 
+def picture_options(command: Command) -> Command:
+    """What every kind of pictures takes."""
+    for decorator in reversed((
+        click.option("--image-size", type=int, help="Pixels of the shorter side, or of both.", show_default="128"),
+        click.option("--fit", type=click.Choice(["shorter", "crop", "pad", "squash", "none", "square"]),
+                     show_default="shorter", help="shorter: resize, never enlarge. crop: central square. pad: whole, "
+                     "black around. squash: out of proportion. none: copy the JPEG files. square: as crop."),
+        click.option("--decoder", type=click.Choice(["auto", "pillow", "torchvision"]), show_default="auto",
+                     help="auto: torchvision, 1.5 times as fast but slow to start, from 4 GB of pictures on."),
+    )):  # fmt: skip
+        command = decorator(command)
+    return command
+
+
 @convert.command()
 @shared_options
 @click.option("--task", type=click.Choice(["auto", "door", "hammer", "pen", "relocate"]), show_default="auto",
@@ -111,13 +125,35 @@ def adroit(ctx: click.Context, /, **_: Any) -> int:
 
 @convert.command()
 @shared_options
-@click.option("--image-size", type=int, help="Pixels of the shorter side, or of both (square).", show_default="128")
-@click.option("--fit", type=click.Choice(["shorter", "square", "none"]), show_default="shorter",
-              help="shorter: resize, never enlarge. square: central square. none: copy the JPEG files.")  # fmt: skip
+@picture_options
 @click.pass_context
 def imagenet(ctx: click.Context, /, **_: Any) -> int:
-    """Class folders of JPEG pictures (ImageNet, Tiny-ImageNet, ...), with or without train/ and val/."""
+    """ImageNet as downloaded (tar files, devkit), unpacked, as Kaggle packs it; and class folders of pictures.
+
+    The tar files are read where they are: vrl3data convert imagenet ILSVRC2012_img_train.tar
+    ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz out/imagenet, or the folder that holds them.
+    """
     return _run(ctx, "imagenet")
+
+
+@convert.command("image-table")
+@shared_options
+@picture_options
+@click.option("--image-column", help="Column with the pictures.", show_default="by its type")
+@click.option("--label-column", help="Column with the labels.", show_default="by its type or name")
+@click.pass_context
+def image_table(ctx: click.Context, /, **_: Any) -> int:
+    """Parquet or arrow files with pictures and labels, as Hugging Face's datasets keep them."""
+    return _run(ctx, "image-table")
+
+
+@convert.command()
+@shared_options
+@picture_options
+@click.pass_context
+def webdataset(ctx: click.Context, /, **_: Any) -> int:
+    """Tar files of KEY.jpg and KEY.cls (and KEY.json), as webdataset keeps them."""
+    return _run(ctx, "webdataset")
 
 
 def _run(ctx: click.Context, kind: str) -> int:
