@@ -156,9 +156,9 @@ def write_tables(root: Path, names: Sequence[str] | None = ("cat", "dog", "emu")
         pq.write_table(
             table_of(70 * n, 70, schema), root / "data" / f"train-0000{n}-of-00002.parquet", row_group_size=40
         )
-    with pa.OSFile(str(root / "data" / "validation-00000-of-00001.arrow"), "wb") as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            writer.write_table(table_of(500, 10, schema), max_chunksize=4)
+    arrow = str(root / "data" / "validation-00000-of-00001.arrow")
+    with pa.OSFile(arrow, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_table(table_of(500, 10, schema), max_chunksize=4)
     return root
 
 

@@ -41,6 +41,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF orientation -> what makes the picture upright."""
+RGB_MODE = 3
+"""Of torchvision's operator."""
 Box = tuple[float, float, float, float]
 
 
@@ -194,14 +196,14 @@ def _by_torchvision(data: bytes, box: Box, size: tuple[int, int]) -> Image.Image
     What comes out does not depend on the processor (tested with and without AVX).
     """
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+    import torchvision.io  # noqa: F401 - registers the operator; its function in Python warns that it will go away
 
     left, top, right, bottom = (int(side) for side in box)
     if (left, top, right, bottom) != box:
         return None
     try:
         coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        whole_CHW = decode_jpeg(coded, mode=ImageReadMode.RGB)
+        whole_CHW = torch.ops.image.decode_jpeg(coded, RGB_MODE, False)
     except RuntimeError:  # the slow way says what is wrong, or reads it nevertheless
         return None
     part_BCHW = whole_CHW[None, :, top:bottom, left:right]
@@ -213,8 +215,15 @@ def _by_torchvision(data: bytes, box: Box, size: tuple[int, int]) -> Image.Image
 def check_decoder(decoder: str) -> None:
     if decoder not in DECODERS:
         raise ConfigError(f"decoder: expected {', '.join(DECODERS)}, found {decoder!r}")
-    if decoder == "torchvision":
-        from importlib.util import find_spec
+    if decoder == "torchvision" and not has_torchvision():
+        raise MissingExtra("decoder torchvision needs a torchvision that decodes JPEG; --decoder pillow needs nothing")
 
-        if find_spec("torchvision") is None:
-            raise MissingExtra("decoder torchvision needs torchvision: pip install torchvision")
+
+def has_torchvision() -> bool:
+    """Whether it is there and still decodes: releases after 0.29 may not."""
+    try:
+        import torch
+        import torchvision.io
+    except ImportError:
+        return False
+    return hasattr(torchvision.io, "decode_jpeg") and hasattr(torch.ops.image, "decode_jpeg")

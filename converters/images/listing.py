@@ -66,9 +66,9 @@ class Listing:
         start = self._ends[row - 1] if row else 0
         return self._names[start : self._ends[row]].decode("utf-8", "surrogateescape")
 
-    @property
-    def bytes(self) -> int:
-        return int(np.frombuffer(self._sizes, np.uint64).sum()) if self._sizes else 0
+    def bytes(self, most: int) -> int:
+        """Of all pictures; what claims to be larger than `most` counts as that."""
+        return int(np.minimum(np.frombuffer(self._sizes, np.uint64), most).sum()) if self._sizes else 0
 
     def drop_repeated(self) -> list[str]:
         """Leave out what has the name of an earlier one; returns those names."""

@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 
 from converters.base import Plan, Unit, check_shared, source_identity
-from converters.images.decode import FITS, MAX_BYTES, Fit, check_decoder, checked_jpeg
+from converters.images.decode import FITS, MAX_BYTES, Fit, check_decoder, checked_jpeg, has_torchvision
 from converters.images.listing import Listing, Place
 from vrl3data import codecs
 from vrl3data.errors import ConfigError, SourceError, locate
@@ -130,10 +130,10 @@ class PictureConverter:
 
     def plan(self) -> Plan:
         found = self.find()
-        total = found.listing.bytes
+        total = found.listing.bytes(MAX_BYTES)
         decoder = self.options.decoder
         if decoder == "auto":
-            decoder = "torchvision" if total >= TORCHVISION_FROM else "pillow"
+            decoder = "torchvision" if total >= TORCHVISION_FROM and has_torchvision() else "pillow"
         self.fit = Fit(self.fit.name, self.fit.size, "pillow" if self.fit.name == "none" else decoder)
         batch = min(BATCH, max(1, BATCH_BYTES * len(found.listing) // max(total, 1)))
         notes = found.notes
