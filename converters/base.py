@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from converters import KINDS
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
@@ -40,13 +40,15 @@ class Plan:
     find: Callable[[str], Path] | None = None
     """Name of a source as samples state it -> its file; None if samples are not made of files."""
     problems: tuple[tuple[str, SourceError], ...] = ()
-    """Sources or episodes that cannot be converted, and why, as far as planning saw it."""
+    """(name of a source, why): files among others that cannot be read at all, and so have no units. They stop the run,
+    or are skipped and listed; they are no part of the provenance."""
 
 
 class Converter(Protocol):
     """One kind of source. Instances are sent to worker processes, so they pickle.
 
-    `Options` is a frozen dataclass; every field of it is an option of `vrl3data convert KIND`.
+    `Options` is a frozen dataclass; every field of it is an option of `vrl3data convert KIND`. A class whose reading
+    needs more than the core names it in `extra`: pip install 'vrl3data[EXTRA]'.
     """
 
     Options: type
@@ -65,6 +67,23 @@ class Converter(Protocol):
 
     def close(self) -> None:
         """Let go of what is held open; `read` may be called again."""
+
+
+class FieldMap(Protocol):
+    """Which field of a source becomes which feature."""
+
+    def to_toml(self) -> str: ...
+
+    def text(self) -> str:
+        """A table for people."""
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A converter that matches the fields of its sources with features."""
+
+    def mapping(self) -> FieldMap:
+        """As given in the options, else guessed. SourceError, ConfigError."""
 
 
 def find(kind: str) -> type[Converter]:

@@ -7,6 +7,7 @@ of one recording (`load`); names, identity, sizes, codecs and the receipt come f
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -133,6 +134,10 @@ class EpisodeConverter(ABC):
         """The mapping that was given, or else guessed, with the cameras that were asked for."""
         return self._mapping
 
+    def known(self) -> Mapping[str, Field]:
+        """All fields that the sources have."""
+        return self._found.fields
+
     def read(self, unit: Unit) -> Episode:
         recording, sha256 = unit.payload
         loaded = self.load(recording)
@@ -144,7 +149,7 @@ class EpisodeConverter(ABC):
             values=values(self._mapping, loaded, self._features, self.look),
             length=recording.length,
             source=recording.files[0],
-            source_sha256=sha256,
+            source_sha256=str(sha256),
             split=loaded.split or self.options.split,
             source_meta=self._source_meta(recording, loaded),
             **{key: getattr(loaded, key) for key in kept},
@@ -241,16 +246,32 @@ class EpisodeConverter(ABC):
         )  # fmt: skip
 
 
+class _Hash:
+    """The sha256 of a file, taken when it is first needed. On its way to a worker it becomes the text itself."""
+
+    def __init__(self, converter: EpisodeConverter, name: str) -> None:
+        self.converter, self.name = converter, name
+
+    def __str__(self) -> str:
+        with _HASHING:  # threads hand units to workers
+            return self.converter._sha256(self.name)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+_HASHING = threading.Lock()
+
+
 class _Units:
-    """The recordings in order. A file is hashed when its first recording is handed out, not before."""
+    """The recordings in order. Files are not hashed before a recording of theirs is read: units may be passed over."""
 
     def __init__(self, converter: EpisodeConverter) -> None:
         self.converter = converter
 
     def __iter__(self) -> Iterator[Unit]:
         for name, recording in self.converter._found.recordings:
-            sha256 = self.converter._sha256(recording.files[0])
-            yield Unit(name, (replace(recording, fields={}), sha256))
+            yield Unit(name, (replace(recording, fields={}), _Hash(self.converter, recording.files[0])))
 
 
 def relative_names(items: Sequence[Path]) -> list[str]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import multiprocessing
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from converters.base import Converter, Plan, Unit
+from converters.select import Selection, select
 from converters.verify import verify_sources
-from converters.worker import Failed, Setup, start_worker, work
+from converters.worker import Setup, find_executor
 from vrl3data import index, manifest
 from vrl3data.errors import ConfigError, DestinationError, SourceError, Vrl3dataError, locate
 from vrl3data.manifest import DatasetSpec, Manifest
@@ -27,28 +24,33 @@ from vrl3data.sample import EncodedSample, Identity
 from vrl3data.takeover import check_target
 from vrl3data.writer import Writer, lock
 
-AHEAD = 3
-"""Batches per worker that may wait to be written: bounds the memory."""
 NEW, OLD = ".new", ".vrl3data-replaced"
-
-
-class WorkerError(Vrl3dataError):
-    """A worker process died."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, none of which changes a byte."""
+    """How to run and what to select, none of which changes a byte of a sample."""
 
     jobs: int = 1
+    """Worker processes; 0, with the executor `ray`: as many as the cluster has cores."""
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
     append: bool = False
     """Add to the finished dataset that is there."""
     verify_source: bool = False
     """Before anything is reused, hash the source files it was made from."""
+    selection: Selection = field(default_factory=Selection)
+    executor: str = "local"
+    ray_address: str = ""
+    """Of a running cluster; empty to start one on this machine for the run."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < (0 if self.executor == "ray" else 1):
+            raise ConfigError(f"jobs: expected at least 1, found {self.jobs}")
+        if self.append and self.overwrite:
+            raise ConfigError("append and overwrite exclude each other")
+        if self.ray_address and self.executor != "ray":
+            raise ConfigError(f"a ray address goes with the executor 'ray', not with {self.executor!r}")
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,8 @@ def run(
     what is wrong with `dest`. What was confirmed before an error stays readable.
     """
     options, reporter = options or RunOptions(), reporter or Silent()
-    if options.jobs < 1:
-        raise ConfigError(f"jobs: expected at least 1, found {options.jobs}")
-    if options.append and options.overwrite:
-        raise ConfigError("append and overwrite exclude each other")
-    plan, dest = converter.plan(), dest.resolve()
+    find_executor(options.executor)
+    plan, dest = planned(converter, options), dest.resolve()
     old = dest.with_name(f".{dest.name}{OLD}")
     if old.exists() and not dest.exists():  # an earlier run was killed between its two renames
         old.rename(dest)
@@ -100,6 +99,14 @@ def run(
         new.rename(dest)
     shutil.rmtree(old)
     return replace(receipt, path=dest)
+
+
+def planned(converter: Converter, options: RunOptions, stop: bool = True) -> Plan:
+    """What is to be done. A file that cannot be read at all stops the run here, if any error does."""
+    plan = converter.plan()
+    if plan.problems and stop and options.on_error == "stop":
+        raise plan.problems[0][1]
+    return select(plan, options.selection)
 
 
 def _check_own(dest: Path) -> None:
@@ -135,21 +142,28 @@ def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, repo
 
 
 def _convert(converter: Converter, plan: Plan, writer: Writer, options: RunOptions, reporter: Reporter) -> None:
-    unit_name = plan.spec.schema.kind
-    with reporter.progress("converting", plan.count, unit_name) as advance:
+    for source, error in plan.problems:
+        _skip(writer, source, error, reporter)
+    setup = Setup(converter, plan.spec.schema, writer.identity, writer.spool)
+    with reporter.progress("converting", plan.count, plan.spec.schema.kind) as advance:
         waiting = _Waiting(plan.units, writer, advance)
-        setup = Setup(converter, plan.spec.schema, writer.identity, writer.spool)
-        for results in _results(setup, _batches(waiting, plan.batch), options.jobs):
-            for result in results:
+        batches = _batches(waiting, plan.batch)
+        work = find_executor(options.executor)
+        with contextlib.closing(work(setup, batches, options.jobs, options.ray_address)) as results:
+            for result in chain.from_iterable(results):
                 if isinstance(result, EncodedSample):
                     waiting.check_order(result.meta["name"])
                     writer.append(result)
                 elif options.on_error == "stop":
                     raise result.error
                 else:
-                    writer.skip(result.unit, result.error.message)
-                    reporter.warn(f"skipped: {result.error}")
+                    _skip(writer, result.unit, result.error, reporter)
                 advance(1)
+
+
+def _skip(writer: Writer, source: str, error: Vrl3dataError, reporter: Reporter) -> None:
+    writer.skip(source, error.message)
+    reporter.warn(f"skipped: {error}")
 
 
 class _Waiting:
@@ -163,7 +177,7 @@ class _Waiting:
         left = len(self.writer.present) - self.writer.appended_to
         for unit in self.units:
             if self.writer.has(unit.name):
-                left -= 1
+                left -= not self.writer.in_base(unit.name)
                 self.advance(1)
                 continue
             if left:
@@ -182,50 +196,6 @@ def _batches(units: _Waiting, size: int) -> Iterator[list[Unit]]:
     iterator = iter(units)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _results(setup: Setup, batches: Iterator[list[Unit]], jobs: int) -> Iterator[list[EncodedSample | Failed]]:
-    """Results in the order of the batches; at most `AHEAD` batches per worker are under way."""
-    if jobs == 1:
-        yield from map(setup.work, batches)
-        return
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(jobs, context, initializer=start_worker, initargs=(setup,))
-    results: Any = executor._result_queue
-    pending: deque[Future[list[EncodedSample | Failed]]] = deque()
-    try:
-        for batch in batches:
-            pending.append(executor.submit(work, batch))
-            if len(pending) >= jobs * AHEAD:
-                if len(executor._processes) == jobs:
-                    _only_read(results)  # no worker that is still to be started would inherit it
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-        executor.shutdown()
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            "a worker process died, perhaps for want of memory (then run again with fewer jobs), or because a script "
-            "calls convert outside of `if __name__ == '__main__':`; what was confirmed is safe"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        children = multiprocessing.active_children()
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join()
-        _only_read(results)
-
-
-def _only_read(results: Any) -> None:
-    """Close our own writing end of the pipe that results come through.
-
-    A worker that dies while it sends then leaves an end of file; with our end open, the executor's thread, and the
-    interpreter at its exit, would wait for the rest of the message forever.
-    """
-    if not results._writer.closed:
-        results._writer.close()
 
 
 def _verified(plan: Plan, dest: Path, reporter: Reporter) -> tuple[str, ...]:

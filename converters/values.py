@@ -15,6 +15,7 @@ from converters.fields import Field, Loaded
 from converters.mapping import FieldMap, Rule
 from converters.pictures import Frames, depth_counts, resized
 from vrl3data import codecs
+from vrl3data.codecs.jpeg import copied
 from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.schema import Array, Coded, Feature, Rows
 
@@ -137,7 +138,7 @@ def _picture(rule: Rule, field: Field, rows: str, look: Look, common: dict[str, 
     color = "gray" if shape[2] == 1 else "rgb"
     fit = look.fit if look.image_size else ""
     feature = Feature(rule.name, "uint8", shape, rows, color=color, flip=rule.flip or "none", fit=fit, **common)
-    return codecs.describe(feature, codec)
+    return copied(feature) if codec == "jpeg" else codecs.describe(feature, codec)
 
 
 def _depth(rule: Rule, field: Field, rows: str, look: Look, common: dict[str, Any]) -> Feature:

@@ -10,7 +10,7 @@ import spec_units
 
 BODY = {"raw": ("npy", "npy"), "jpeg": ("mjpg", "jpg"), "png": ("pngs", "png"), "text": ("", "cls"),
         "dzst": ("dzst", ""), "h264": ("h264", ""), "av1": ("av1", "")}
-KNOWN = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", *(f"codec:{c}" for c in BODY)}
+HAS = {"major:1", "preview.jpg", "rows:step", "rows:state", "rows:episode", "rows:stream", *map("codec:".__add__, BODY)}
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and payload of each whole member; a torn tail ends an unfinished shard, all else is damage."""
@@ -48,8 +48,8 @@ def read(directory: str | Path) -> list[dict]:
                 needs = {f"major:{head['format']['major']}", *head["requires"], *head["schema"]["extras"]}
                 features, keys = head["schema"]["features"], ("codec", "rows")
                 needs |= {f"{key}:{feature[key].split(':')[0]}" for feature in features for key in keys}
-                if needs - KNOWN:
-                    raise ValueError(f"{path.name}: unknown to this reader: {sorted(needs - KNOWN)}")
+                if needs - HAS:
+                    raise ValueError(f"{path.name}: unknown to this reader: {sorted(needs - HAS)}")
             elif name[10:] == "meta.json":
                 meta, own, parts = json.loads(parts.pop("meta.json")), parts, {}
                 sizes = ",".join(str(len(part)) for part in own.values())

@@ -36,6 +36,7 @@ def test_there_are_golden_files_for_this_version() -> None:
     assert found == {
         "v1.0": ["episodes", "images-jpeg", "images-png", "images-raw", "unfinished"],
         "v1.0-codecs": ["av1", "dzst", "h264"],
+        "v1.0-streams": ["streams"],
     }
 
 

@@ -214,8 +214,8 @@ END = bytes(1024)
             with_size(member("n01440764/a.JPEG", b"x"), b"\x80" + b"\0" * 3 + b"\x7f" * 8),
             "cut off in 'n01440764/a.JPEG'",
         ),
-        (with_size(member("n01440764/a.JPEG", b"x"), b"\xff" * 12), "a size of -1 bytes"),
-        (with_size(member("n01440764/a.JPEG", b"x"), b"-0000000001\0"), "a size of -1 bytes"),
+        (with_size(member("n01440764/a.JPEG", b"x"), b"\xff" * 12), "a size below 0"),
+        (with_size(member("n01440764/a.JPEG", b"x"), b"-0000000001\0"), "a size below 0"),
         (with_size(member("n01440764/a.JPEG", b"x"), b"hello world\0"), "expected a number in a tar header"),
         (with_size(member("x" * 99, type=b"L"), b"77777777777\0"), "an extended header of 8589934591 bytes"),
         (member("pax", b"9999 path=x\n", type=b"x"), "an extended header of the archive is broken"),
@@ -380,8 +380,14 @@ def test_webdatasets_that_are_refused(tmp_path: Path) -> None:
         (source / "a.tar").write_bytes(tar_bytes(files))
         with pytest.raises(SourceError, match=f"{match}"):
             vrl3data.convert("webdataset", source, tmp_path / "out")
-    good = {"0.jpg": jpeg(20, 20), "0.cls": b"1", "1.jpg": jpeg(20, 20), "1.cls": b"x" * 300}
-    (source / "a.tar").write_bytes(tar_bytes(good)[:-10240] + tar_bytes({"0.jpg": jpeg(9, 9)}))
+    parts = [
+        ("0.jpg", jpeg(20, 20)),
+        ("0.cls", b"1"),
+        ("1.jpg", jpeg(20, 20)),
+        ("1.cls", b"x" * 300),
+        ("0.jpg", jpeg(9, 9)),
+    ]
+    (source / "a.tar").write_bytes(b"".join(member(name, data) for name, data in parts) + END)
     receipt = vrl3data.convert("webdataset", source, tmp_path / "out", on_error="skip")
     assert (receipt.manifest.samples, [entry["source"] for entry in receipt.skipped]) == (1, ["a/1", "a/0"])
 
@@ -466,7 +472,7 @@ def test_broken_tables_stop_or_are_skipped(tmp_path: Path, name: str) -> None:
             "image-table", source, tmp_path / "out", {"image_size": 16}, on_error="skip", overwrite=True
         )
         assert [entry["source"] for entry in receipt.skipped] == [f"data/{name}"]
-        assert receipt.manifest.samples in (80, 140, 144, 148)
+        assert receipt.manifest.samples in (80, 140, 144, 148, 150)
 
 
 def test_a_path_of_a_table_is_not_stored_whole(tmp_path: Path) -> None:

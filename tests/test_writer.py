@@ -268,8 +268,8 @@ def test_other_refusals(tmp_path: Path) -> None:
         codecs.describe(Feature("x", "uint8", (4, 4, 3)), "pgn")
     with pytest.raises(FormatError, match="codec 'vp9' is not known"):
         codecs.find("vp9")
-    with pytest.raises(FormatError, match="rows 'stream:imu' is not known"):
-        Feature("x", "uint8", rows="stream:imu")
+    with pytest.raises(FormatError, match="rows 'frames:imu' is not known"):
+        Feature("x", "uint8", rows="frames:imu")
     with pytest.raises(SchemaError, match="must be lower-case words"):
         Feature("Obs", "uint8")
     with pytest.raises(SchemaError, match="taken by the format"):

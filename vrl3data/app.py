@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrl3data.errors import ConfigError, DestinationError, did_you_mean
+from vrl3data.errors import ConfigError, DestinationError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 
 if TYPE_CHECKING:
+    from converters.forecast import Forecast
     from converters.run import Receipt
     from vrl3data.manifest import Manifest
 
@@ -27,17 +28,95 @@ def convert(
     overwrite: bool = False,
     append: bool = False,
     verify_source: bool = False,
+    episodes: str | None = None,
+    limit: int | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
 ) -> Receipt:
     """Convert `sources` into the dataset `dest` and write its card. `options` are those of the kind.
 
     `kind` None recognises it by content. `append` adds to the finished dataset in `dest`; `verify_source` hashes the
-    files again that what is already in `dest` was made from. With `jobs` above 1, call this under
-    `if __name__ == "__main__"`.
+    files again that what is already in `dest` was made from. `episodes` ("0:10,15,demo_3": half-open ranges, indices,
+    names) and `limit` select units of the source. `executor` is local or ray; then `jobs` may be 0 for all cores of
+    the cluster. With `jobs` above 1, call this under `if __name__ == "__main__"`.
     Raises ConfigError, SourceError, DestinationError; running it again goes on where it stopped.
     """
-    from converters.base import find, recognise
     from converters.run import RunOptions, run
+    from converters.select import Selection
+
+    chosen = Selection(episodes or "", limit)
+    how = RunOptions(jobs, on_error, overwrite, append, verify_source, chosen, executor, ray_address or "")
+    converter = _converter(kind, sources, dest, options or {})
+    _say_mapping(converter, reporter)
+    receipt = run(converter, Path(dest), how, reporter)
+    write_card(dest)
+    return receipt
+
+
+def forecast(
+    kind: str | None,
+    sources: Sequence[Path | str] | Path | str,
+    dest: Path | str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    append: bool = False,
+    episodes: str | None = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> Forecast:
+    """What `convert` would write, from the whole plan and up to 16 units that are encoded and thrown away.
+
+    Nothing is written in or beside `dest`. Raises what `convert` would raise before its first sample.
+    """
+    from converters.forecast import forecast as look
+    from converters.run import RunOptions
+    from converters.select import Selection
+
+    how = RunOptions(overwrite=overwrite, append=append, selection=Selection(episodes or "", limit))
+    converter = _converter(kind, sources, dest, options or {})
+    _say_mapping(converter, reporter)
+    return look(converter, Path(dest), how, reporter)
+
+
+def write_mapping(
+    kind: str, sources: Sequence[Path | str], path: Path | str, options: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the mapping of fields that a conversion would use to `path`, to be edited. Nothing is converted.
+
+    ConfigError if the kind has none; DestinationError if there is such a file.
+    """
+    from converters.base import Mapped
+    from vrl3data import storage
+
+    file = Path(path)
+    converter = _converter(kind, sources, file, options or {})
+    if not isinstance(converter, Mapped):
+        raise ConfigError(f"the kind {kind!r} has no mapping of fields")
+    text = converter.mapping().to_toml()
+    with locate(path=file):
+        if file.exists():
+            raise DestinationError("there is a file of that name already; choose another, or delete it")
+    storage.check_target(file)
+    with storage.writing(file):
+        storage.replace_file(file, text.encode("utf-8"))
+    return file
+
+
+def _say_mapping(converter: Any, reporter: Reporter | None) -> None:
+    """Whoever has no mapping file sees what was guessed, before it is done."""
+    from converters.base import Mapped
+
+    if reporter is not None and isinstance(converter, Mapped):
+        reporter.note(converter.mapping().text())
+
+
+def _converter(
+    kind: str | None, sources: Sequence[Path | str] | Path | str, dest: Path | str, options: Mapping[str, Any]
+) -> Any:
+    """What reads `sources`; not yet a look at them, unless the kind is to be recognised."""
+    from converters.base import find, recognise
     from vrl3data import config
 
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
@@ -47,11 +126,8 @@ def convert(
         if source.is_dir() and Path(dest).resolve().is_relative_to(source.resolve()):
             raise ConfigError(f"the target {dest} would lie inside the source {source}; choose another directory")
     converter = find(kind or recognise(paths[0]))
-    built: Any = config.build(converter.Options, options or {})
-    run_options = RunOptions(jobs, on_error, overwrite, append, verify_source)
-    receipt = run(converter(paths, built), Path(dest), run_options, reporter)
-    write_card(dest)
-    return receipt
+    built: Any = config.build(converter.Options, options)
+    return converter(paths, built)
 
 
 def write_card(path: Path | str) -> Path:

@@ -242,6 +242,8 @@ class _Encoder:
             meta |= {"length": int(episode.length), "final_observation": int(episode.final_observation)}
             for key in ("terminated", "truncated", "success", "start_time_ns"):
                 meta[key] = int(getattr(episode, key))
+            if self.schema.clocks:
+                meta["streams"] = ",".join(f"{clock}={count}" for clock, count in sorted(episode.streams.items()))
         else:
             meta |= {"label": int(episode.label), "class_name": episode.class_name}
             meta |= {"height": self.image_size[0], "width": self.image_size[1]}

@@ -32,7 +32,8 @@ REPEATED = ("shard", "split")
 
 def arrow_schema(schema: Schema) -> pa.Schema:
     columns = [("key", pa.int64()), ("shard", pa.string())]
-    columns += [(key, _ARROW[kind]) for key, kind in shard.meta_keys(schema.kind).items() if key not in _LEFT_OUT]
+    keys = shard.meta_keys(schema.kind, streams=bool(schema.clocks))
+    columns += [(key, _ARROW[kind]) for key, kind in keys.items() if key not in _LEFT_OUT]
     for member in member_names(schema):
         columns += [(f"{member}.offset", pa.int64()), (f"{member}.size", pa.int64())]
     return pa.schema(columns)

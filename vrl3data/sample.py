@@ -19,6 +19,8 @@ from vrl3data.units import Units
 NOT_IN_DIGEST = ("split", "subsets", "psnr", "max_error", "digest", "members", "sizes", "xxh3_128", "meta_xxh3_128")
 BLOCK_BYTES = 32 * 1024**2
 """Of decoded rows, held at a time by `describe`."""
+SELECTING = ("episodes", "limit")
+"""Options that say which samples of a source are converted and change none of them (FORMAT.md 9)."""
 
 
 Body = bytes | memoryview | Path | tuple[bytes | memoryview, ...]
@@ -40,7 +42,8 @@ class Identity:
     options: Mapping[str, Any]
 
     def sample_id(self, name: str) -> str:
-        text = shard.dumps([self.source, self.converter, dict(self.options), name])
+        options = {key: value for key, value in self.options.items() if key not in SELECTING}
+        text = shard.dumps([self.source, self.converter, options, name])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -104,7 +107,18 @@ def promised_rows(feature: Feature, meta: Mapping[str, Any]) -> int:
     """How many rows schema and commit record promise (FORMAT.md 4)."""
     if feature.rows == "episode" or feature.name in meta["absent"].split(","):
         return 1
+    if feature.clock:
+        return stream_rows(meta).get(feature.clock, 0)
     return int(meta["length"]) + (int(meta["final_observation"]) if feature.rows == "state" else 0)
+
+
+def stream_rows(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Rows of each clock of a sample. DamagedError if the commit record does not say so."""
+    text = str(meta.get("streams", ""))
+    if not re.fullmatch(r"([a-z0-9_]+=[0-9]{1,18}(,(?=.)|$))*", text):
+        raise DamagedError(f"streams: expected clock=rows, ..., found {text[:40]!r}")
+    pairs = (part.split("=") for part in filter(None, text.split(",")))
+    return {clock: int(count) for clock, count in pairs}
 
 
 def row_count(feature: Feature, body: memoryview, offsets: memoryview | None, meta: Mapping[str, Any]) -> int:

@@ -25,6 +25,8 @@ SPLIT = re.compile(r"[a-z0-9_]+")
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16",
           "float32", "float64")  # fmt: skip
 ROWS = ("step", "state", "episode")
+STREAM = re.compile(r"stream:([a-z0-9_]+)")
+"""Rows of a feature that keeps a rate of its own: those of `timestamp.<clock>`."""
 EXTRAS = ("annotations.json", "preview.jpg")
 PREVIEW = "preview.jpg"
 PICTURE_CODECS = ("raw", "jpeg", "png")
@@ -66,7 +68,7 @@ class Feature:
             raise SchemaError(f"feature name {self.name!r}: names that end in .offsets are taken by the format")
         if self.dtype not in DTYPES:
             raise SchemaError(f"feature {self.name}: dtype {self.dtype!r}{did_you_mean(self.dtype, DTYPES)}")
-        if self.rows not in ROWS:
+        if self.rows not in ROWS and not STREAM.fullmatch(self.rows):
             raise FormatError(f"feature {self.name}: rows {self.rows!r} is not known to this version")
         if any(not isinstance(size, int) or size < -1 for size in self.shape):
             raise SchemaError(f"feature {self.name}: shape {self.shape} must hold whole numbers")
@@ -80,6 +82,16 @@ class Feature:
     @property
     def codec_name(self) -> str:
         return self.codec.partition(":")[0]
+
+    @property
+    def clock(self) -> str:
+        """Of a stream, the name of its clock; else empty."""
+        return self.rows.partition(":")[2]
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it has a row for every step."""
+        return self.rows in ("step", "state")
 
     @property
     def row_bytes(self) -> int:
@@ -146,6 +158,13 @@ class Schema:
                 )
             if feature.codec_name == "text" and not (self.kind == "images" and feature.name == "cls"):
                 raise SchemaError(f"feature {feature.name}: codec text is for the label 'cls' of kind images")
+        for clock in self.clocks:
+            name, rows = f"timestamp.{clock}", f"stream:{clock}"
+            stamps = [(f.dtype, f.shape, f.rows, f.codec) for f in self.features if f.name == name]
+            if self.kind == "images" or stamps != [("int64", (), rows, "raw")]:
+                raise SchemaError(
+                    f"the clock {clock!r} needs a feature {name!r}: int64, one number a row, rows {rows!r}"
+                )
 
     def __getitem__(self, name: str) -> Feature:
         for feature in self.features:
@@ -164,9 +183,15 @@ class Schema:
     def cameras(self) -> tuple[Feature, ...]:
         return tuple(feature for feature in self.features if feature.is_image)
 
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """Of the streams, sorted."""
+        return tuple(sorted({feature.clock for feature in self.features} - {""}))
+
     def requires(self) -> list[str]:
         """What a reader must know to read this (FORMAT.md 3)."""
-        return sorted({f"codec:{f.codec_name}" for f in self.features if f.codec_name not in ("raw", "text")})
+        coded = {f"codec:{f.codec_name}" for f in self.features if f.codec_name not in ("raw", "text")}
+        return sorted(coded | ({"rows:stream"} if self.clocks else set()))
 
     def to_json(self) -> dict[str, Any]:
         return {"features": [feature.to_json() for feature in self.features], "extras": list(self.extras)}
@@ -234,11 +259,13 @@ class Episode:
     split: str = "train"
     subsets: tuple[str, ...] = ()
     source_meta: Mapping[str, Any] = field(default_factory=dict)
+    streams: Mapping[str, int] = field(default_factory=dict)
+    """Of each clock that this episode has: how many rows its features have."""
 
     def row_count(self, feature: Feature) -> int:
         """How many rows `feature` has in this episode."""
         counts = {"step": self.length, "state": self.length + int(self.final_observation), "episode": 1}
-        return counts[feature.rows]
+        return self.streams.get(feature.clock, 0) if feature.clock else counts[feature.rows]
 
 
 def check_rows(value: Array, feature: Feature) -> Array:
@@ -274,6 +301,9 @@ def check(episode: Episode, schema: Schema) -> None:
     for key in ("terminated", "truncated", "success"):
         if int(getattr(episode, key)) not in (-1, 0, 1):
             raise SchemaError(f"{key}: expected 1, 0 or -1 (not known), found {getattr(episode, key)!r}")
+    for feature in (schema[name] for name in episode.values if schema[name].clock):
+        if episode.streams.get(feature.clock, 0) < 1:
+            raise SchemaError(f"feature {feature.name}: expected the number of rows of {feature.clock!r} in `streams`")
     for word in (*episode.subsets, episode.origin):
         if "," in word or not word:
             raise SchemaError(f"subset or origin {word!r} must not be empty or hold a comma")

@@ -31,7 +31,7 @@ KEY_DIGITS = 9
 NPY_HEADER = 128
 FORMAT = {"major": 1, "minor": 0}
 LINKED = "shards:linked"
-KNOWN_REQUIREMENTS = (*(f"codec:{name}" for name in CODECS), LINKED)
+KNOWN_REQUIREMENTS = (*(f"codec:{name}" for name in CODECS), "rows:stream", LINKED)
 PART = ".part"
 FILE_NAME = re.compile(r"([a-z0-9_]+)-([0-9]{6})\.tar(\.part)?")
 
@@ -43,6 +43,7 @@ _OF_KIND: dict[str, dict[str, type]] = {
                  "start_time_ns": int},
     "images": {"label": int, "class_name": str, "height": int, "width": int},
 }  # fmt: skip
+_STREAMS: dict[str, type] = {"streams": str}
 _AFTER = {"psnr": float, "max_error": float, "source_meta": str, "digest": str}
 _SEAL_KEYS = {"members": str, "sizes": str, "xxh3_128": str, "meta_xxh3_128": str}
 _RANGES = {"length": (1, 2**62), "final_observation": (0, 1), "terminated": (-1, 1), "truncated": (-1, 1),
@@ -63,9 +64,9 @@ def dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def meta_keys(kind: str) -> dict[str, type]:
-    """The keys of meta.json up to the seal, in order, with their types."""
-    return {**_BEFORE, **_OF_KIND[kind], **_AFTER}
+def meta_keys(kind: str, streams: bool = False) -> dict[str, type]:
+    """The keys of meta.json up to the seal, in order, with their types. `streams`: the schema has clocks."""
+    return {**_BEFORE, **_OF_KIND[kind], **(_STREAMS if streams else {}), **_AFTER}
 
 
 def check_meta(meta: Mapping[str, Any], kind: str) -> None:

@@ -118,6 +118,7 @@ class StoredSample:
             split=str(self.dataset.index["split"][self.position].as_py()),  # of a linked sample it is another
             final_observation=bool(meta.get("final_observation", 0)),
             subsets=tuple(filter(None, meta["subsets"].split(","))),
+            streams=sample.stream_rows(meta),
             source_meta=self.source_meta,
             **{key: meta[key] for key in (*plain, *ends) if key in meta},
         )

@@ -49,6 +49,7 @@ class Writer:
         self.splits: dict[str, SplitWriter] = {}
         self.present: set[str] = set()
         self._base: Manifest | None = None
+        self._of_base: frozenset[str] = frozenset()
         self._before: pa.Table | None = None
         self.skipped: list[Mapping[str, str]] = []
         self._unconfirmed: list[tuple[str, int, str]] = []
@@ -82,6 +83,10 @@ class Writer:
     def has(self, name: str) -> bool:
         """Whether the sample of that name is already written."""
         return self.identity.sample_id(name) in self.present
+
+    def in_base(self, name: str) -> bool:
+        """Whether the sample of that name is in the dataset that this one appends to."""
+        return bool(self._of_base) and self.identity.sample_id(name) in self._of_base
 
     def write(self, episode: Episode) -> None:
         """Encode and append one episode or image."""
@@ -276,7 +281,8 @@ class Writer:
             self.complete = True
             return
         self._base, self._before = base, derive.table(self.path, base)
-        self.present = set(self._before["id"].to_pylist())
+        self._of_base = frozenset(self._before["id"].to_pylist())
+        self.present = set(self._of_base)
 
     def _window(self) -> int:
         """How many samples may be unconfirmed at a time, and so be lost with a power cut."""

@@ -76,12 +76,16 @@ class AdroitConverter:
         return data[:1] == b"\x80" and b"init_state_dict" in data
 
     def plan(self) -> Plan:
-        units, sizes, origins, licenses = [], [], set(), set()
+        units, sizes, origins, licenses, problems = [], [], set(), set(), []
         for source in self.sources:
             check_file(source)
-            with locate(path=source.name):
-                episodes = _load(source)
-                self._set_task(_first_whole(episodes))
+            try:
+                with locate(path=source.name):
+                    episodes = _load(source)
+                    self._set_task(_first_whole(episodes))
+            except SourceError as error:
+                problems.append((source.name, error))
+                continue
             sha256 = file_sha256(source)
             origin, license_ = KNOWN_FILES.get(sha256, ("unknown", "unknown"))
             origins.add(origin if self.options.origin == "auto" else self.options.origin)
@@ -89,11 +93,13 @@ class AdroitConverter:
             sizes.append((source.name, source.stat().st_size))
             payload = (source, sha256, origin if self.options.origin == "auto" else self.options.origin)
             units += [Unit(f"{source.stem}/{n:04d}", (*payload, n)) for n in range(len(episodes))]
+        if not units:
+            raise problems[0][1]
         notes = ["origin unknown: say --origin human or --origin policy"] if "unknown" in origins else []
         license_ = licenses.pop() if len(licenses) == 1 else "unknown"
         spec = self._spec(sizes, license_, "-".join(sorted(origins)))
         files = {source.name: source for source in self.sources}
-        return Plan(spec, units, len(units), notes=tuple(notes), find=files.__getitem__)
+        return Plan(spec, units, len(units), notes=tuple(notes), find=files.__getitem__, problems=tuple(problems))
 
     def read(self, unit: Unit) -> Episode:
         source, sha256, origin, number = unit.payload

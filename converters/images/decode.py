@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -195,15 +198,14 @@ def _by_torchvision(data: bytes, box: Box, size: tuple[int, int]) -> Image.Image
 
     What comes out does not depend on the processor (tested with and without AVX).
     """
-    import torch
-    import torchvision.io  # noqa: F401 - registers the operator; its function in Python warns that it will go away
-
+    operator = _operator()
     left, top, right, bottom = (int(side) for side in box)
     if (left, top, right, bottom) != box:
         return None
+    import torch
+
     try:
-        coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        whole_CHW = torch.ops.image.decode_jpeg(coded, RGB_MODE, False)
+        whole_CHW = operator(torch.frombuffer(bytearray(data), dtype=torch.uint8), RGB_MODE, False)
     except RuntimeError:  # the slow way says what is wrong, or reads it nevertheless
         return None
     part_BCHW = whole_CHW[None, :, top:bottom, left:right]
@@ -212,18 +214,29 @@ def _by_torchvision(data: bytes, box: Box, size: tuple[int, int]) -> Image.Image
     return Image.fromarray(part_BCHW[0].permute(1, 2, 0).contiguous().numpy())
 
 
+@cache
+def _operator() -> Callable[..., Any]:
+    """Of torchvision; its function in Python warns that it will go away."""
+    try:
+        import torch
+        import torchvision.io  # noqa: F401 - registers the operator
+
+        return cast(Callable[..., Any], torch.ops.image.decode_jpeg)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise MissingExtra("this torchvision does not decode JPEG files any more; take --decoder pillow") from error
+
+
 def check_decoder(decoder: str) -> None:
     if decoder not in DECODERS:
         raise ConfigError(f"decoder: expected {', '.join(DECODERS)}, found {decoder!r}")
-    if decoder == "torchvision" and not has_torchvision():
-        raise MissingExtra("decoder torchvision needs a torchvision that decodes JPEG; --decoder pillow needs nothing")
 
 
 def has_torchvision() -> bool:
-    """Whether it is there and still decodes: releases after 0.29 may not."""
+    """Whether it is there and, by its version, still decodes: 0.29 says that a later one will not."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        import torch
-        import torchvision.io
-    except ImportError:
+        found = version("torchvision").split(".")[:2]
+    except PackageNotFoundError:
         return False
-    return hasattr(torchvision.io, "decode_jpeg") and hasattr(torch.ops.image, "decode_jpeg")
+    return all(part.isdecimal() for part in found) and tuple(map(int, found)) < (0, 30)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """One picture: its name, what holds it (a number of the converter's) and where in it, split and class.
 
     A class is a name, or a number where the source has no names. `more` is a second place: of what is said about it.

@@ -91,12 +91,14 @@ class TableConverter(PictureConverter):
                 raise SourceError(f"no {' or '.join(SUFFIXES)} files found")
         listing, problems, sizes = Listing(), list[tuple[str, SourceError]](), []
         for number, (name, path) in enumerate(self.files):
+            before = len(listing)
             try:
                 with locate(path=name):
                     self._index(number, name, path, listing)
-                sizes.append((name, path.stat().st_size))
             except SourceError as error:
                 problems.append((name, error))
+            if len(listing) > before:
+                sizes.append((name, path.stat().st_size))
         if self.columns is None or not len(listing):
             if problems:
                 raise problems[0][1]
@@ -208,7 +210,9 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 def _is_picture(column: pa.Field, feature: Mapping[str, Any]) -> bool:
     kind = column.type
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+        if kind.get_field_index("bytes") < 0:
+            return False
+        return _is_binary(kind.field("bytes").type) or bool(pa.types.is_null(kind.field("bytes").type))
     return _is_binary(kind) and (feature.get("_type") == "Image" or column.name in NAMES["image"])
 
 

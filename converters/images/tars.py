@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vrl3data.errors import SourceError, locate
 
@@ -20,8 +20,7 @@ REGULAR, LINKS = (b"0", b"\0", b"7"), (b"1", b"2")
 ZERO = bytes(BLOCK)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A member; `problem` says why its content may not be used."""
 
     name: str
@@ -98,17 +97,15 @@ def _check(header: bytes, last: str) -> None:
 
 def _number(field: bytes) -> int:
     """Octal, or binary if the first bit is set."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-        if field[0] != 0x80:
-            raise SourceError(f"a size of {value} bytes in a tar header")
-        return value
-    try:
-        value = int(field.split(b"\0")[0].strip() or b"0", 8)
-    except ValueError as error:
-        raise SourceError(f"expected a number in a tar header, found {field!r}") from error
+    if field[0] in (0x80, 0xFF):
+        value = int.from_bytes(field, "big", signed=True) + (1 << 8 * len(field) - 1 if field[0] == 0x80 else 0)
+    else:
+        try:
+            value = int(field.split(b"\0")[0].strip() or b"0", 8)
+        except ValueError as error:
+            raise SourceError(f"expected a number in a tar header, found {field!r}") from error
     if value < 0:
-        raise SourceError(f"a size of {value} bytes in a tar header")
+        raise SourceError(f"a size below 0 in a tar header: {field!r}")
     return value
 
 

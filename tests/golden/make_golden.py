@@ -22,6 +22,8 @@ GOLDEN = Path(__file__).resolve().parent
 HOME = GOLDEN / "v1.0"
 CODECS_HOME = GOLDEN / "v1.0-codecs"
 """dzst and video, which the first release of 1.0 did not write."""
+STREAMS_HOME = GOLDEN / "v1.0-streams"
+"""Features at rates of their own."""
 
 
 def spec(schema: Schema, name: str, shard_size: int) -> DatasetSpec:
@@ -132,6 +134,44 @@ def write_codecs() -> None:
     codecs_set("av1", (codecs.describe(video, "av1:20"), codecs.describe(gray, "av1:30:3")))
 
 
+def write_streams() -> None:
+    camera = Feature("obs.image.a", "uint8", (8, 8, 3), "stream:cam", color="rgb")
+    schema = Schema(
+        "episodes",
+        (
+            codecs.describe(camera, "dzst"),
+            Feature("obs.imu", "float32", (3,), "stream:imu"),
+            Feature("timestamp.cam", "int64", (), "stream:cam", unit="ns"),
+            Feature("timestamp.imu", "int64", (), "stream:imu", unit="ns"),
+            Feature("action", "float32", (2,)),
+            Feature("timestamp", "int64", (), "state", unit="ns"),
+        ),
+        ("preview.jpg",),
+    )
+    with Writer(STREAMS_HOME / "streams", spec(schema, "streams", 10**6)) as writer:
+        for number in range(3):
+            writer.write(streams_episode(number))
+
+
+def streams_episode(number: int) -> Episode:
+    """The second has no camera, the third a final observation."""
+    rng = np.random.default_rng(number)
+    length, cam, imu = 4 + number, 40 + number, 11 - number
+    values: dict[str, np.ndarray] = {
+        "obs.imu": rng.normal(size=(imu, 3)).astype(np.float32),
+        "timestamp.imu": np.arange(imu) * 2_000_000 - 1_000_000,
+        "action": rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+        "timestamp": np.arange(length + (number == 2)) * 10**7,
+    }
+    streams = {"imu": imu}
+    if number != 1:
+        values |= {"obs.image.a": moving(cam, (8, 8, 3), number), "timestamp.cam": np.arange(cam) * 33_333_333}
+        streams["cam"] = cam
+    return Episode(
+        f"run/{number}", values, length, number == 2, streams=streams, source="run.log", source_sha256="ef" * 32
+    )
+
+
 def expected(home: Path) -> dict[str, object]:
     """What every reader must find, from now on."""
     found: dict[str, object] = {}
@@ -168,7 +208,7 @@ def write_first() -> None:
 
 
 def main() -> None:
-    for home, write in ((HOME, write_first), (CODECS_HOME, write_codecs)):
+    for home, write in ((HOME, write_first), (CODECS_HOME, write_codecs), (STREAMS_HOME, write_streams)):
         if home.exists():
             print(f"{home} exists; golden files are never replaced")
             continue

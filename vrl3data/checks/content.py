@@ -86,13 +86,17 @@ class Watch:
         self.picture: Array | None = None
         self.cameras: dict[str, FrameCollector] = {}
         self.numbers: dict[str, list[Array]] = {}
+        self.clocks: dict[str, list[Array]] = {}
         self.spoilt: set[str] = set()
         self.absent = set(filter(None, episode.meta["absent"].split(",")))
 
     def rows(self, feature: Feature, block: Array) -> None:
         if feature.name in self.absent:
             return
-        if self.episode.schema.kind == "images":
+        if feature.clock:
+            if feature.name == f"timestamp.{feature.clock}":
+                self.clocks.setdefault(feature.name, []).append(block)
+        elif self.episode.schema.kind == "images":
             self.picture = block if feature.name == "image" else self.picture
         elif is_camera(feature):
             self.cameras.setdefault(feature.name, FrameCollector()).add(block)
@@ -114,6 +118,7 @@ class Watch:
         for name, blocks in self.numbers.items():
             if name not in self.spoilt:
                 self.episode.series[name] = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        self.episode.clocks.update({name: np.concatenate(blocks) for name, blocks in self.clocks.items()})
         for name, collector in self.cameras.items():
             frames = collector.frames()
             if frames is not None and name not in self.spoilt:

@@ -25,7 +25,7 @@ BLOCK = 256
 def _telling(feature: Feature) -> bool:
     """Whether equal content of this feature means a copy: not so for clocks, flags, sparse rewards and constants."""
     plain = feature.dtype.startswith("float") and not feature.name.startswith(("reward", "age."))
-    return feature.rows != "episode" and (plain or feature.is_image or feature.name.startswith("obs.depth."))
+    return feature.stepwise and (plain or feature.is_image or feature.name.startswith("obs.depth."))
 
 
 def copies(data: Collected) -> Iterator[Finding]:

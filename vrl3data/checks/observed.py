@@ -37,6 +37,8 @@ class Observed:
     schema: Schema
     series: dict[str, Array] = field(default_factory=dict)
     cameras: dict[str, Frames] = field(default_factory=dict)
+    clocks: dict[str, Array] = field(default_factory=dict)
+    """Stamps of streams. Their other features are not in step with anything and are not judged."""
     hashes: dict[str, str] = field(default_factory=dict)
     """feature -> sha256 of its content."""
 
@@ -47,7 +49,7 @@ class Observed:
         """Every series of numbers in time, as float64 N x D."""
         for name, rows in self.series.items():
             feature = self.schema[name]
-            if feature.rows != "episode" and name != "timestamp":
+            if feature.stepwise and name != "timestamp":
                 yield feature, flat(rows)
 
     def motion(self) -> Array:

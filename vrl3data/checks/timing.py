@@ -29,6 +29,8 @@ ZERO_SHARE = 0.9
 def timestamps(episode: Observed) -> Iterator[Finding]:
     """Stamps that go back, stand still, jump or tremble. Unit: nanoseconds."""
     rows = episode.series.get("timestamp")
+    for name, clock in episode.clocks.items():
+        yield from _order(episode, name, np.diff(clock.astype(np.int64)))
     if rows is None or not len(rows):
         return
     stamps = rows.reshape(len(rows), -1)[:, 0].astype(np.int64)
@@ -36,13 +38,17 @@ def timestamps(episode: Observed) -> Iterator[Finding]:
         message = f"the first stamp is {int(stamps[0])}, not 0: stamps count from the first observation"
         yield Finding("timestamps", message, episode.at("timestamp", 0), "warn")
     steps = np.diff(stamps)
+    yield from _order(episode, "timestamp", steps)
+    if len(steps) >= 4 and np.median(steps) > 0:
+        yield from _rhythm(episode, steps)
+
+
+def _order(episode: Observed, name: str, steps: Array) -> Iterator[Finding]:
     for wrong, message in ((steps < 0, "time goes backwards"), (steps == 0, "the stamp is that of the row before")):
         if wrong.any():
             more = f" ({int(wrong.sum())} times)" if wrong.sum() > 1 else ""
-            yield Finding("timestamps", message + more, episode.at("timestamp", int(wrong.argmax()) + 1),
+            yield Finding("timestamps", message + more, episode.at(name, int(wrong.argmax()) + 1),
                           "error" if steps.min() < 0 else "warn")  # fmt: skip
-    if len(steps) >= 4 and np.median(steps) > 0:
-        yield from _rhythm(episode, steps)
 
 
 def _rhythm(episode: Observed, steps: Array) -> Iterator[Finding]:

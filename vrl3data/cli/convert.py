@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -11,20 +9,15 @@ from typing import Any
 
 import click
 
-from vrl3data.cli.common import (
-    Command,
-    Size,
-    console,
-    explicit,
-    human_bytes,
-    json_option,
-    print_json,
-    quiet_option,
-    rows,
-)
+from vrl3data.cli.common import Command, console, explicit, human_bytes, print_json, rows
+from vrl3data.cli.forecast import show
+from vrl3data.cli.options import shared_options
 from vrl3data.errors import EXIT_SKIPPED, SourceError
 
 SHOWN_SKIPS = 5
+TRY = ("episodes", "limit", "overwrite", "append")
+RUN = ("on_error", "verify_source", "executor", "ray_address")
+"""Options of app.forecast and app.convert, and of the latter alone, that are the same for every kind."""
 
 
 class ConvertGroup(click.Group):
@@ -60,34 +53,6 @@ def convert() -> None:
     KIND is recognised by content when it is left out. Running the same command again goes on after an
     interruption. Example: vrl3data convert adroit door-v0_demos.pickle out/door --render fast
     """
-
-
-def shared_options(command: Command) -> Command:
-    """What every kind takes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    decorators: list[Callable[[Command], Command]] = [
-        click.argument("paths", nargs=-1, required=True, metavar="SOURCE... DEST", type=click.Path(path_type=Path)),
-        click.option("--jobs", "-j", type=int, default=cores, show_default="all cores", help="Worker processes."),
-        click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="What a broken episode or picture does; skipped ones are listed, and the exit code is 5."),
-        click.option("--overwrite", is_flag=True, help="Replace a finished dataset in DEST once the new one is whole."),
-        click.option("--append", is_flag=True, help="Add to the finished dataset in DEST, in new shards."),
-        click.option("--verify-source", is_flag=True,
-                     help="Hash the source files of what is already in DEST again, before any of it is reused."),
-        click.option("--codec", help="raw, dzst, png, jpeg:Q, h264:CRF or av1:CRF.", show_default="of the kind"),
-        click.option("--split", help="Name of the split.", show_default="train"),
-        click.option("--name", help="Name of the dataset.", show_default="from kind and source"),
-        click.option("--license", help="Licence of the data, as its source states it.", show_default="unknown"),
-        click.option("--shard-size", type=Size(), help="Largest size of a shard.", show_default="256MiB"),
-        click.option("--config", type=click.Path(path_type=Path), help="TOML file with options of the dataset."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                     help="Set one; options by name go before."),
-        json_option,
-        quiet_option,
-    ]  # fmt: skip
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
 
 
 def picture_options(command: Command) -> Command:
@@ -161,24 +126,34 @@ def _run(ctx: click.Context, kind: str) -> int:
     from vrl3data import app, config
 
     params = ctx.params
-    if len(params["paths"]) < 2:
+    mapping = params.get("write_mapping")
+    if len(params["paths"]) < 2 and mapping is None:
         raise click.UsageError("expected at least one SOURCE and a DEST", ctx)
-    *sources, dest = params["paths"]
+    sources, dest = params["paths"][:-1] or params["paths"], params["paths"][-1]
     options = find(kind).Options
     names = {field.name for field in fields(options)}
     built: Any = config.load(options, params["config"], params["settings"])
     values = {name: getattr(built, name) for name in names} | explicit(ctx, names & set(params))
     reporter = console(params["as_json"], params["quiet"])
+    if mapping is not None:
+        click.echo(f"written: {app.write_mapping(kind, sources, mapping, values)}", err=True)
+        return 0
+    if params["dry_run"]:
+        return show(app.forecast(kind, sources, dest, values, reporter=reporter, **{key: params[key] for key in TRY}),
+                    params["on_error"], params["as_json"])  # fmt: skip
     receipt = app.convert(
-        kind, sources, dest, values, jobs=params["jobs"], on_error=params["on_error"],
-        overwrite=params["overwrite"], append=params["append"], verify_source=params["verify_source"],
-        reporter=reporter,
-    )  # fmt: skip
+        kind, sources, dest, values, reporter=reporter, jobs=_jobs(ctx), **{key: params[key] for key in (*TRY, *RUN)}
+    )
     if params["as_json"]:
         print_json({"event": "receipt", **receipt_json(receipt)})
     else:
         click.echo(receipt_text(receipt))
     return EXIT_SKIPPED if receipt.skipped else 0
+
+
+def _jobs(ctx: click.Context) -> int:
+    """A Ray cluster has as many workers as it has cores, if nothing else was said; not as many as this machine."""
+    return 0 if ctx.params["executor"] == "ray" and not explicit(ctx, {"jobs"}) else ctx.params["jobs"]
 
 
 def receipt_json(receipt: Any) -> dict[str, Any]:

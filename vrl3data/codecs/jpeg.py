@@ -34,7 +34,7 @@ class JpegCodec:
         if codec == "jpeg":
             if feature.rows != "episode":
                 raise ConfigError("codec 'jpeg' holds JPEG files as they came; to encode, say jpeg:Q with a quality Q")
-            return replace(feature, codec=codec, lossless=False, unit_rows=1, encoder="copied from the source")
+            return copied(feature)
         quality = codec.partition(":")[2]
         if not quality.isdigit() or not 1 <= int(quality) <= 100:
             raise ConfigError(f"codec {codec!r}: expected jpeg:Q with a quality Q from 1 to 100")
@@ -53,6 +53,11 @@ class JpegCodec:
 
     def decode(self, unit: bytes | memoryview, feature: Feature, count: int) -> Array:
         return decode_picture(unit, "JPEG", feature, count)
+
+
+def copied(feature: Feature) -> Feature:
+    """`feature` as it is stored when its rows are JPEG files that a source has."""
+    return replace(feature, codec="jpeg", lossless=False, unit_rows=1, encoder="copied from the source")
 
 
 def decode_picture(unit: bytes | memoryview, kind: str, feature: Feature, count: int) -> Array:
