@@ -229,6 +229,8 @@ def _operator() -> Callable[..., Any]:
 def check_decoder(decoder: str) -> None:
     if decoder not in DECODERS:
         raise ConfigError(f"decoder: expected {', '.join(DECODERS)}, found {decoder!r}")
+    if decoder == "torchvision" and not has_torchvision():
+        raise MissingExtra("decoder torchvision needs torchvision below 0.30; --decoder pillow does not")
 
 
 def has_torchvision() -> bool:
