@@ -4,6 +4,16 @@ from __future__ import annotations
 
 KINDS = {
     "adroit": "converters.adroit:AdroitConverter",
+    "robomimic": "converters.robomimic.converter:RobomimicConverter",
+    "lerobot": "converters.lerobot:LerobotConverter",
+    "minari": "converters.minari.converter:MinariConverter",
+    "d4rl": "converters.d4rl:D4rlConverter",
+    "aloha": "converters.aloha:AlohaConverter",
+    "rlds": "converters.rlds.converter:RldsConverter",
     "imagenet": "converters.imagenet:ImagenetConverter",
+    "hdf5": "converters.generic_hdf5:Hdf5Converter",
 }
-"""name -> the converter's class. Its docstring's first line says what it reads."""
+"""name -> the converter's class. Its docstring's first line says what it reads.
+
+Asked in this order what a source is: `hdf5`, last, takes any file of that format that no other kind knows.
+"""

@@ -10,13 +10,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.base import Plan, Unit, check_exists, check_shared, file_sha256, source_identity
+from converters.base import Plan, Unit, check_exists, check_shared, source_identity
 from converters.fields import Field, Loaded, Recording, Scan
+from converters.hashing import LazyHash
 from converters.mapping import FieldMap, read_map
 from converters.pictures import check_fit
 from converters.values import Look, feature_of, values
@@ -101,6 +103,10 @@ class EpisodeConverter(ABC):
     def load(self, recording: Recording) -> Loaded:
         """The data of one recording. SourceError if it is broken. Files are `self.path(name)`."""
 
+    def settle(self, recordings: list[Recording]) -> tuple[list[Recording], list[str]]:
+        """The recordings of all sources as they are when they are seen together, and notes on that."""
+        return recordings, []
+
     def close(self) -> None:
         """Let go of what is held open; `read` may be called again."""
         return
@@ -148,7 +154,7 @@ class EpisodeConverter(ABC):
             values=values(self._mapping, loaded, self._features, self.look),
             length=recording.length,
             source=recording.files[0],
-            source_sha256=sha256,
+            source_sha256=str(sha256),
             split=loaded.split or self.options.split,
             source_meta=self._source_meta(recording, loaded),
             **{key: getattr(loaded, key) for key in kept},
@@ -183,7 +189,13 @@ class EpisodeConverter(ABC):
 
     @cached_property
     def _found(self) -> _Found:
-        return _join([self._scan(source, name) for source, name in self._items()])
+        scans = [self._scan(source, name) for source, name in self._items()]
+        found, notes = self.settle([recording for _, scan in scans for recording in scan.recordings])
+        settled = iter(found)
+        together = [
+            (name, replace(scan, recordings=tuple(islice(settled, len(scan.recordings))))) for name, scan in scans
+        ]
+        return _join(together, notes)
 
     def _items(self) -> list[tuple[Path, str]]:
         """(file or folder, its relative name) of everything the sources stand for."""
@@ -210,14 +222,9 @@ class EpisodeConverter(ABC):
         except SourceError as error:
             return name, Scan((), {name: source}, ((name, error),))
 
-    def _sha256(self, name: str) -> str:
-        path = self.path(name)
-        stat = path.stat()
-        return _hashed(path, stat.st_mtime_ns, stat.st_size)
-
     def _source_meta(self, recording: Recording, loaded: Loaded) -> dict[str, Any]:
         """What the source said, and the other files of this episode with their hashes."""
-        others = {name: self._sha256(name) for name in recording.files[1:]}
+        others = {name: str(LazyHash(self.path(name))) for name in recording.files[1:]}
         return {**loaded.source_meta, **({"source_files": others} if others else {})}
 
     def _name(self) -> str:
@@ -246,15 +253,14 @@ class EpisodeConverter(ABC):
 
 
 class _Units:
-    """The recordings in order. A file is hashed when its first recording is handed out, not before."""
+    """The recordings in order. Files are not hashed before a recording of theirs is read: units may be passed over."""
 
     def __init__(self, converter: EpisodeConverter) -> None:
         self.converter = converter
 
     def __iter__(self) -> Iterator[Unit]:
         for name, recording in self.converter._found.recordings:
-            sha256 = self.converter._sha256(recording.files[0])
-            yield Unit(name, (replace(recording, fields={}), sha256))
+            yield Unit(name, (replace(recording, fields={}), LazyHash(self.converter.path(recording.files[0]))))
 
 
 def relative_names(items: Sequence[Path]) -> list[str]:
@@ -266,7 +272,7 @@ def relative_names(items: Sequence[Path]) -> list[str]:
     return [path.relative_to(common).as_posix() for path in full]
 
 
-def _join(scans: Sequence[tuple[str, Scan]]) -> _Found:
+def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     """All scans as one. A recording whose fields contradict those of the first that has them is a problem."""
     known: dict[str, Field] = {}
     recordings: list[tuple[str, Recording]] = []
@@ -286,7 +292,7 @@ def _join(scans: Sequence[tuple[str, Scan]]) -> _Found:
     if not recordings:
         raise problems[0][1] if problems else SourceError("the source holds no episodes")
     licenses = {scan.license for _, scan in scans if scan.recordings}
-    notes = tuple(dict.fromkeys(note for _, scan in scans for note in scan.notes))
+    notes = tuple(dict.fromkeys([*(note for _, scan in scans for note in scan.notes), *more_notes]))
     descriptions = dict.fromkeys(scan.description for _, scan in scans if scan.description)
     license_ = licenses.pop() if len(licenses) == 1 else ""
     return _Found(tuple(recordings), known, files, tuple(problems), notes, license_, "\n".join(descriptions))
@@ -317,12 +323,3 @@ def _without_suffix(name: str) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-@lru_cache(maxsize=4096)
-def _hashed(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - a changed file is hashed anew
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        with locate(path=path.name):
-            raise SourceError(f"cannot read: {error.strerror or error}") from error

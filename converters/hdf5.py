@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ MAX_RATIO = 2000
 """Of claimed to stored bytes: gzip reaches 1,032. Above `SMALL` bytes, more than this was not recorded by anybody."""
 SMALL = 256 * 1024**2
 MAX_ENTRIES = 1_000_000
+MAX_DEPTH = 16
+MAX_ATTRIBUTE = 64 * 1024**2
+"""Bytes of one attribute. The largest seen is the XML of a simulator's scene, below 1 MB."""
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeDecodeError)
 """What h5py was seen to raise on damaged files."""
 
@@ -77,8 +82,7 @@ def open_hdf5(path: Path) -> h5py.File:
 def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     """A member of a group. SourceError if it is missing, damaged, or a link that leads elsewhere."""
     try:
-        link = group.get(name, getlink=True)
-        if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
+        if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise SourceError(
                 f"{name!r} is a link to another place, which is not followed; copy the data into the file"
             )
@@ -88,24 +92,34 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     return found
 
 
-def datasets(group: h5py.Group, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
-    """(path below `group`, dataset) of all that lies in it, in order of their names."""
-    if depth > 16:
-        raise SourceError(f"{group.name}: groups lie more than 16 deep, or in each other")
+def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """(path below `group`, dataset) of all that lies in it, in order of their names.
+
+    SourceError if groups lie in themselves or are absurdly deep or many.
+    """
+    for seen, (path, item) in enumerate(_walk(group, "", 0)):
+        if seen >= MAX_ENTRIES:
+            raise SourceError(f"{group.name}: more than {MAX_ENTRIES:,} entries, or groups that lie in each other")
+        if isinstance(item, h5py.Dataset):
+            yield path, item
+
+
+def _walk(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    if depth > MAX_DEPTH:
+        raise SourceError(f"{group.name}: groups lie more than {MAX_DEPTH} deep, or in each other")
     for name in names(group):
         item = child(group, name)
-        if isinstance(item, h5py.Dataset):
-            yield prefix + name, item
-        elif isinstance(item, h5py.Group):
-            yield from datasets(item, f"{prefix}{name}/", depth + 1)
+        yield prefix + name, item
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, f"{prefix}{name}/", depth + 1)
 
 
 def names(group: h5py.Group) -> list[str]:
     """The names in a group, sorted. SourceError if the list cannot be read or is absurd."""
     try:
-        if len(group) > MAX_ENTRIES:
-            raise SourceError(f"{group.name} claims to hold {len(group):,} entries")
-        found = sorted(group)
+        found = sorted(islice(group, MAX_ENTRIES + 1))
+        if len(found) > MAX_ENTRIES:
+            raise SourceError(f"{group.name} holds more than {MAX_ENTRIES:,} entries")
     except BROKEN as error:
         raise SourceError(f"the group {group.name} cannot be read: {_first_line(error)}") from error
     for name in found:
@@ -118,11 +132,13 @@ def check_dataset(dataset: h5py.Dataset) -> None:
     """SourceError if an array is of objects, lies outside of the file, or claims a size it cannot have."""
     with locate(feature=dataset.name):
         try:
-            dtype, external, virtual = dataset.dtype, dataset.external, dataset.is_virtual
-            claimed, stored = dataset.nbytes, dataset.id.get_storage_size()
+            dtype, created = dataset.dtype, dataset.id.get_create_plist()
+            elsewhere = created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL
+            claimed = math.prod(dataset.id.shape) * dtype.itemsize
+            stored = dataset.id.get_storage_size()
         except BROKEN as error:
             raise SourceError(f"cannot be read: {_first_line(error)}") from error
-        if external or virtual:
+        if elsewhere:
             raise SourceError("the data lies in another file, which is not followed; copy it into the file")
         if dtype.hasobject and h5py.check_string_dtype(dtype) is None and h5py.check_vlen_dtype(dtype) is None:
             raise SourceError(f"an array of objects ({dtype}) could run code when it is opened; it is not read")
@@ -163,6 +179,9 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         for name in sorted(item.attrs):
+            size = item.attrs.get_id(name).get_storage_size()
+            if size > MAX_ATTRIBUTE:
+                raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
             found[name] = plain(item.attrs[name])
     except BROKEN as error:
         raise SourceError(f"the attributes of {item.name} cannot be read: {_first_line(error)}") from error
@@ -170,16 +189,18 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Bytes become text, NumPy numbers become numbers, arrays become lists."""
+    """Bytes become text, NumPy numbers become numbers, arrays become lists; what JSON does not have becomes text."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray):
         return [plain(item) for item in value.tolist()]
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, h5py.Empty):
         return ""
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (np.void, h5py.Reference, h5py.RegionReference, complex)):
+        return str(value)  # nothing that JSON has
+    return plain(value.item()) if isinstance(value, np.generic) else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,8 +11,10 @@ from array_source import ArraysConverter, write_source
 from conftest import shard_bytes
 
 import vrl3data
+from converters import hashing
 from converters.episodes import EpisodeOptions, relative_names
 from converters.run import RunOptions, run
+from converters.select import Selection
 from vrl3data.errors import ConfigError, SourceError
 from vrl3data.validation import validate
 
@@ -149,6 +151,16 @@ def test_workers_get_no_list_of_recordings(tmp_path: Path) -> None:
     unit = next(iter(converter.plan().units))
     copy = pickle.loads(pickle.dumps(converter))
     assert copy._found.recordings == () and copy.read(unit).name == "episode_0/0"
+
+
+def test_only_files_that_are_read_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_source(tmp_path / "source", 4)
+    hashed: list[str] = []
+    before = hashing.file_sha256
+    monkeypatch.setattr(hashing, "file_sha256", lambda path: hashed.append(path.name) or before(path))
+    options = RunOptions(selection=Selection(episodes="2"))
+    run(ArraysConverter([source], EpisodeOptions()), tmp_path / "out", options)
+    assert hashed == ["episode_2.npz"]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pretrain.train import pretrain_mae as pretrain_mae
     from pretrain.train import pretrain_supervised as pretrain_supervised
     from vrl3data.app import convert as convert
+    from vrl3data.app import export as export
     from vrl3data.dataset import Dataset as Dataset
     from vrl3data.dataset import open_dataset as open
     from vrl3data.encoders.encoder import Encoder as Encoder
@@ -46,6 +47,7 @@ _PUBLIC = {
     "Encoder": "vrl3data.encoders.encoder:Encoder",
     "Recorder": "vrl3data.record:Recorder",
     "convert": "vrl3data.app:convert",
+    "export": "vrl3data.app:export",
     "RecordOptions": "vrl3data.record:RecordOptions",
     "validate": "vrl3data.validation:validate",
     "load_episodes": "vrl3data.loader:load_episodes",
@@ -77,6 +79,7 @@ __all__ = [
     "Writer",
     "convert",
     "evaluate",
+    "export",
     "inflate",
     "load_episodes",
     "mix",

@@ -12,8 +12,10 @@ from vrl3data.errors import ConfigError, DestinationError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 
 if TYPE_CHECKING:
+    from converters.export.base import ExportReceipt
     from converters.forecast import Forecast
     from converters.run import Receipt
+    from vrl3data.dataset import Dataset
     from vrl3data.manifest import Manifest
 
 
@@ -128,6 +130,36 @@ def _converter(
     converter = find(kind or recognise(paths[0]))
     built: Any = config.build(converter.Options, options)
     return converter(paths, built)
+
+
+def export(
+    kind: str,
+    dataset: Dataset | Path | str,
+    dest: Path | str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    splits: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> ExportReceipt:
+    """Write a dataset, or some of its splits, in the layout of another tool to `dest`, which must not exist yet.
+
+    `dataset` may be a folder, a URL or an open dataset; `options` are those of the kind (`converters.export.EXPORTS`).
+    The receipt says what the layout could not hold. Raises ConfigError, DestinationError, DamagedError.
+    """
+    from contextlib import ExitStack
+
+    from converters.export.base import export as write
+    from converters.export.base import find, selected
+    from vrl3data import config
+    from vrl3data.dataset import Dataset, open_dataset
+
+    built: Any = config.build(find(kind).Options, options or {})
+    with ExitStack() as stack:
+        opened = dataset if isinstance(dataset, Dataset) else stack.enter_context(open_dataset(dataset))
+        chosen = selected(opened, splits)
+        if chosen is not opened:
+            stack.enter_context(chosen)
+        return write(kind, chosen, Path(dest), built, reporter)
 
 
 def write_card(path: Path | str) -> Path:

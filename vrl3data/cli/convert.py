@@ -11,7 +11,7 @@ import click
 
 from vrl3data.cli.common import console, explicit, human_bytes, print_json, rows
 from vrl3data.cli.forecast import show
-from vrl3data.cli.options import shared_options
+from vrl3data.cli.options import episode_options, shared_options
 from vrl3data.errors import EXIT_SKIPPED, SourceError
 
 SHOWN_SKIPS = 5
@@ -83,6 +83,21 @@ def adroit(ctx: click.Context, /, **_: Any) -> int:
 def imagenet(ctx: click.Context, /, **_: Any) -> int:
     """Class folders of JPEG pictures (ImageNet, Tiny-ImageNet, ...), with or without train/ and val/."""
     return _run(ctx, "imagenet")
+
+
+@convert.command()
+@shared_options
+@episode_options
+@click.option("--last-step", type=click.Choice(["auto", "action", "observation"]), show_default="auto",
+              help="Whether the last step of a record has an action or is only the final observation; auto looks at "
+              "the first records.")  # fmt: skip
+@click.pass_context
+def rlds(ctx: click.Context, /, **_: Any) -> int:
+    """RLDS and Open X sets in TFRecord files, as TFDS lays them out; no TensorFlow is needed.
+
+    Example: vrl3data convert rlds bridge_dataset/1.0.0 out/bridge
+    """
+    return _run(ctx, "rlds")
 
 
 def _run(ctx: click.Context, kind: str) -> int:

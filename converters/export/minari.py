@@ -1,0 +1,319 @@
+"""A dataset as a Minari dataset in HDF5.
+
+Letters: T steps, N rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from converters.export.base import NEW
+from converters.export.minari_spaces import nested, space_of
+from vrl3data.dataset import Dataset, StoredSample
+from vrl3data.errors import ConfigError, DestinationError, locate
+from vrl3data.report import Reporter
+from vrl3data.schema import Array, Feature
+
+ID = re.compile(r"([-_\w][-_\w/]*[-_\w]+/)?[-_\w]+?-v\d+")
+"""Minari's rule for the id of a dataset: (namespace/)name-vN."""
+FINALS = ("refuse", "drop-last")
+VERSION = "0.5.4"
+"""Of Minari, whose layout this is."""
+BLOCK_BYTES = 16 * 1024**2
+SMALL = 16 * 1024
+"""Bytes of an array that an attribute of an HDF5 group can hold with ease."""
+FACTS = ("name", "rows", "names", "unit", "description", "bounds", "flip", "scale_m", "quaternion", "representation")
+ENDS = ("terminated", "truncated", "success", "start_time_ns", "task", "origin", "split", "subsets")
+KEPT = ("code_permalink", "author", "author_email", "algorithm_name", "env_spec", "eval_env_spec", "requirements",
+        "ref_max_score", "ref_min_score", "num_episodes_average_score")  # fmt: skip
+"""What a dataset that came from Minari says of itself, and says again."""
+
+
+@dataclass(frozen=True)
+class MinariExportOptions:
+    """`dataset_id`: (namespace/)name-vN, the name of DEST if empty. `final`: what to do with an episode whose final
+    observation was not recorded: refuse, or drop its last action. `jpeg`: pictures as JPEG files, with loss."""
+
+    dataset_id: str = ""
+    final: str = "refuse"
+    jpeg: bool = False
+
+
+@dataclass
+class _Loss:
+    """Of pictures that were encoded with loss: squared and greatest errors."""
+
+    squares: float = 0.0
+    count: int = 0
+    max_error: float = 0.0
+
+    def add(self, given: Array, decoded: Array) -> None:
+        error = given.astype(np.float64) - decoded
+        self.squares += float((error**2).sum())
+        self.count += error.size
+        self.max_error = max(self.max_error, float(np.abs(error).max()))
+
+    @property
+    def psnr(self) -> float:
+        return 10 * math.log10(255**2 * self.count / self.squares) if self.squares else 100.0
+
+
+class MinariExporter:
+    """A Minari dataset (HDF5): observations with a final one, actions, rewards, ends, infos; pictures bit by bit."""
+
+    Options = MinariExportOptions
+
+    def __init__(self, dataset: Dataset, options: MinariExportOptions) -> None:
+        self.dataset, self.options = dataset, options
+        if dataset.schema.kind != "episodes":
+            raise ConfigError("Minari holds episodes; this dataset holds images")
+        if options.final not in FINALS:
+            raise ConfigError(f"final: expected {' or '.join(FINALS)}, found {options.final!r}")
+        if options.dataset_id and not ID.fullmatch(options.dataset_id):
+            raise ConfigError(f"dataset_id: expected (namespace/)name-vN, found {options.dataset_id!r}")
+        for what, places in (("observations", self._observations), ("actions", self._actions)):
+            if not places:
+                raise ConfigError(f"Minari needs {what}; this dataset has none in every episode")
+        if self._unfinished and options.final == "refuse":
+            raise ConfigError(
+                f"{len(self._unfinished)} of {len(dataset)} episodes have no final observation, which Minari needs: "
+                "--final drop-last leaves out their last action, so that the last observation becomes the final one"
+            )
+        if len(self._unfinished) == len(dataset) and not any(item.length > 1 for item in dataset):
+            raise ConfigError("no episode has more than one observation")
+
+    def dropped(self) -> tuple[str, ...]:
+        """What Minari has no place for."""
+        spaces = [(name, count) for name, count in self._absent.items() if self._is_space(self.dataset.schema[name])]
+        lines = [f"{name}: absent in {count} episodes, and Minari wants it in all" for name, count in sorted(spaces)]
+        for feature in self.dataset.schema.features:
+            if feature.rows == "episode" and feature.row_bytes > SMALL:
+                lines.append(f"{feature.name}: Minari has no place for {feature.row_bytes:,} bytes per episode")
+        if self._unfinished:
+            lines.append(f"the last action of {len(self._unfinished)} episodes without a final observation")
+        return tuple(lines)
+
+    def write(self, dest: Path, reporter: Reporter) -> tuple[str, ...]:
+        """In blocks of rows. DestinationError if DEST is not named as the id says."""
+        name = self._id(dest.name.removesuffix(NEW), dest)
+        data = dest / "data"
+        data.mkdir(parents=True)
+        self._counts: Counter[str] = Counter()
+        self._loss = _Loss()
+        written = 0
+        with (
+            h5py.File(data / "main_data.hdf5", "w", track_order=True) as file,
+            reporter.progress("exporting", len(self.dataset), "episodes") as advance,
+        ):
+            for item in self.dataset:
+                with locate(episode=item.name):
+                    if item.length > 1 or item.meta["final_observation"]:
+                        self._episode(file, written, item)
+                        written += 1
+                    else:
+                        self._counts["left out: one step and no final observation"] += 1
+                advance(1)
+        size = round((data / "main_data.hdf5").stat().st_size / 1e6, 1)
+        (data / "metadata.json").write_text(json.dumps(self._metadata(name, written, size)), "utf-8")
+        how = f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to where {name} lies"
+        return (*self._notes(), how)
+
+    # -- where things go -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _absent(self) -> Counter[str]:
+        return Counter(name for item in self.dataset for name in item.absent)
+
+    @cached_property
+    def _unfinished(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self.dataset if not item.meta["final_observation"])
+
+    def _is_space(self, feature: Feature) -> bool:
+        observed = feature.name.startswith("obs.") and feature.rows == "state"
+        return observed or (feature.name.partition(".")[0] == "action" and feature.rows == "step")
+
+    @cached_property
+    def _observations(self) -> dict[str, str]:
+        """Feature -> path in an episode. One observation alone is the whole observation."""
+        kept = [feature.name for feature in self.dataset.schema.features if feature.name.startswith("obs.")
+                and self._is_space(feature) and not self._absent[feature.name]]  # fmt: skip
+        if len(kept) == 1 and kept[0] in ("obs.state", "obs.image.camera"):
+            return {kept[0]: "observations"}
+        return _tree("observations", {name: name.removeprefix("obs.") for name in kept})
+
+    @cached_property
+    def _actions(self) -> dict[str, str]:
+        """`action` alone if there is one, else all parts of it."""
+        kept = [feature.name for feature in self.dataset.schema.features if feature.name.partition(".")[0] == "action"
+                and self._is_space(feature) and not self._absent[feature.name]]  # fmt: skip
+        if "action" in kept:
+            return {"action": "actions"}
+        return _tree("actions", {name: name.removeprefix("action.") for name in kept})
+
+    @cached_property
+    def _infos(self) -> dict[str, str]:
+        """All else that has rows."""
+        schema = self.dataset.schema
+        taken = {*self._observations, *self._actions, *(["reward"] if self._has_reward else [])}
+        rest = [feature.name for feature in schema.features if feature.name not in taken and feature.rows != "episode"
+                and not (self._is_space(feature) and self._absent[feature.name])]  # fmt: skip
+        return _tree("infos", {name: name.removeprefix("info.") for name in rest})
+
+    @cached_property
+    def _attributes(self) -> tuple[str, ...]:
+        features = self.dataset.schema.features
+        return tuple(feature.name for feature in features if feature.rows == "episode" and feature.row_bytes <= SMALL)
+
+    @property
+    def _has_reward(self) -> bool:
+        schema = self.dataset.schema
+        return "reward" in schema and schema["reward"].rows == "step" and schema["reward"].shape == ()
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def _episode(self, file: h5py.File, number: int, item: StoredSample) -> None:
+        final = bool(item.meta["final_observation"])
+        length = item.length if final else item.length - 1
+        group = file.create_group(f"episode_{number}")
+        for name, path in {**self._observations, **self._actions, **self._infos}.items():
+            if name not in item.absent:
+                feature = self.dataset.schema[name]
+                rows = length + 1 if feature.rows == "state" else length
+                self._array(group, path, item, feature, rows)
+        group.require_group("infos")
+        if self._has_reward and "reward" not in item.absent:
+            group["rewards"] = item.rows("reward", 0, length)
+        else:
+            group["rewards"] = np.full(length, np.nan)
+            self._counts["rewards: not known, NaN stands for them"] += 1
+        terminated, truncated = self._ends(item, final)
+        for name, flag in (("terminations", terminated), ("truncations", truncated)):
+            flags = np.zeros(length, bool)
+            flags[-1] = flag
+            group[name] = flags
+        said = item.source_meta
+        group.attrs.update({"id": number, "total_steps": length})
+        if isinstance(said.get("seed"), int):
+            group.attrs["seed"] = said["seed"]
+        for name in self._attributes:
+            if name not in item.absent:
+                group.attrs[name] = item[name][0]
+        ours = {key: item.meta[key] for key in ENDS} | {"name": item.name, "steps": item.length, "source_meta": said,
+                                                         "absent": list(item.absent)}  # fmt: skip
+        text = json.dumps(ours)
+        if len(text) < SMALL:
+            group.attrs["vrl3data"] = text
+        else:
+            self._counts["source_meta is too large for an attribute and is left out"] += 1
+
+    def _ends(self, item: StoredSample, final: bool) -> tuple[bool, bool]:
+        """(terminated, truncated) of the last step that is written. Minari does not know `not known`."""
+        terminated, truncated = item.meta["terminated"], item.meta["truncated"]
+        if not final:
+            return False, True  # the step that may have ended it is not there any more
+        if terminated == -1:
+            self._counts["terminated: not known, written as false"] += 1
+        if truncated == -1:
+            self._counts["truncated: not known, written as true where the episode did not terminate"] += 1
+        return terminated == 1, truncated == 1 or (truncated == -1 and terminated != 1)
+
+    def _array(self, group: h5py.Group, path: str, item: StoredSample, feature: Feature, rows: int) -> None:
+        if self._is_jpeg(feature) and path.startswith("observations"):
+            self._jpeg(group, path, item, feature, rows)
+            return
+        dtype = "int8" if _as_flags(feature) and not path.startswith("infos") else feature.dtype
+        chunks = (1, *feature.shape) if feature.is_image else None
+        target = group.create_dataset(path, (rows, *feature.shape), dtype, chunks=chunks)
+        for start, block_N in _blocks(item, feature, rows):
+            target[start : start + len(block_N)] = block_N
+
+    def _jpeg(self, group: h5py.Group, path: str, item: StoredSample, feature: Feature, rows: int) -> None:
+        target = group.create_dataset(path, (rows,), h5py.vlen_dtype(np.uint8))
+        for start, block_NHWC in _blocks(item, feature, rows):
+            for row, frame in enumerate(block_NHWC, start):
+                out = io.BytesIO()
+                Image.fromarray(frame[..., 0] if feature.shape[-1] == 1 else frame).save(out, "JPEG")
+                with Image.open(out) as image:
+                    self._loss.add(frame, np.asarray(image).reshape(frame.shape))
+                target[row] = np.frombuffer(out.getvalue(), np.uint8)
+
+    def _is_jpeg(self, feature: Feature) -> bool:
+        return self.options.jpeg and feature.is_image and min(feature.shape[:2]) >= 32
+
+    def _id(self, name: str, dest: Path) -> str:
+        found = self.options.dataset_id or name
+        place = dest.with_name(name)
+        if not ID.fullmatch(found):
+            raise DestinationError(f"Minari wants names such as {found}-v0: name DEST so, or give --dataset-id")
+        if not place.as_posix().endswith("/" + found):
+            raise DestinationError(f"Minari finds {found} by its path only: DEST must end in {found}")
+        return found
+
+    def _metadata(self, name: str, episodes: int, size: float) -> dict[str, Any]:
+        schema, manifest = self.dataset.schema, self.dataset.manifest
+        steps = sum(item.length - (not item.meta["final_observation"]) for item in self.dataset)
+        reward = {"reward": "rewards"} if self._has_reward else {}
+        attributes = {name: f"@{name}" for name in self._attributes}
+        places = {**self._observations, **self._actions, **self._infos, **reward, **attributes}
+        facts = {path: {key: value for key, value in schema[feature].to_json().items() if key in FACTS}
+                 for feature, path in places.items()}  # fmt: skip
+        first = self.dataset[0].source_meta.get("minari", {})
+        said = {key: first[key] for key in KEPT if isinstance(first, dict) and key in first}
+        return {
+            "total_episodes": episodes,
+            "total_steps": steps,
+            "data_format": "hdf5",
+            "jpeg_encoding": any(self._is_jpeg(schema[name]) for name in self._observations),
+            "observation_space": json.dumps(nested("observations", self._observations, self._space)),
+            "action_space": json.dumps(nested("actions", self._actions, self._space)),
+            "dataset_id": name,
+            "minari_version": VERSION,
+            "dataset_size": size,
+            "description": manifest.description or f"{manifest.name}, licence {manifest.license}",
+            **said,
+            "vrl3data": {"features": facts, "name": manifest.name, "license": manifest.license,
+                         "fingerprint": manifest.fingerprint},
+        }  # fmt: skip
+
+    def _space(self, name: str) -> dict[str, Any]:
+        return space_of(self.dataset.schema[name], flags=_as_flags(self.dataset.schema[name]),
+                        flat=self._is_jpeg(self.dataset.schema[name]))  # fmt: skip
+
+    def _notes(self) -> Iterator[str]:
+        for text, count in self._counts.items():
+            yield f"{text} ({count} of {len(self.dataset)} episodes)"
+        if self._loss.count:
+            yield f"pictures as JPEG files: {self._loss.psnr:.2f} dB, greatest error {self._loss.max_error:.0f}"
+        elif any(self.dataset.schema[name].is_image for name in self._observations):
+            yield f"pictures are stored bit by bit (jpeg_encoding false), which Minari reads from {VERSION} on"
+
+
+def _tree(top: str, names: dict[str, str]) -> dict[str, str]:
+    """Feature -> path, dots as groups; one whose path is also a group keeps its dots."""
+    paths = {feature: f"{top}/{name.replace('.', '/')}" for feature, name in names.items()}
+    groups = {path[: match.start()] for path in paths.values() for match in re.finditer("/", path)}
+    return {feature: f"{path}_" if path in groups else path for feature, path in paths.items()}
+
+
+def _as_flags(feature: Feature) -> bool:
+    """Rows of true and false, which Minari knows as MultiBinary of int8."""
+    return feature.dtype == "bool" and feature.shape != ()
+
+
+def _blocks(item: StoredSample, feature: Feature, rows: int) -> Iterator[tuple[int, Array]]:
+    step = max(1, BLOCK_BYTES // max(1, feature.row_bytes))
+    for start in range(0, rows, step):
+        yield start, item.rows(feature.name, start, min(rows, start + step))

@@ -1,0 +1,50 @@
+"""Features as the spaces of Gymnasium, in Minari's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vrl3data.schema import Feature
+
+MANY = 1_000_000
+"""Choices up to which bounded whole numbers are a Discrete space."""
+
+
+def nested(top: str, places: Mapping[str, str], space: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """The space of all arrays below `top`; that of the array itself if its place is `top`."""
+    tree: dict[str, Any] = {"type": "Dict", "subspaces": {}}
+    for name, path in places.items():
+        if path == top:
+            return space(name)
+        *groups, last = path.removeprefix(f"{top}/").split("/")
+        inner = tree
+        for group in groups:
+            inner = inner["subspaces"].setdefault(group, {"type": "Dict", "subspaces": {}})
+        inner["subspaces"][last] = space(name)
+    return tree
+
+
+def space_of(feature: Feature, flags: bool, flat: bool) -> dict[str, Any]:
+    """`flags`: rows of int8 0 and 1. `flat`: without the axis of the only channel, as JPEG files are decoded."""
+    if flags:
+        return {"type": "MultiBinary", "n": feature.shape[0] if len(feature.shape) == 1 else list(feature.shape)}
+    low, high = feature.bounds or (None, None)
+    is_number = feature.dtype == "int64" and not feature.shape
+    if is_number and isinstance(low, int) and isinstance(high, int) and 0 <= high - low < MANY:
+        return {"type": "Discrete", "dtype": "int64", "start": int(low), "n": high - low + 1}
+    shape = feature.shape[:2] if flat and feature.shape[-1] == 1 else feature.shape
+    dtype = "uint8" if feature.dtype == "bool" else feature.dtype
+    lowest, highest = _limits(dtype)
+    bounds = [np.broadcast_to(np.asarray(given if given is not None else end, dtype), shape).tolist()
+              for given, end in ((low, lowest), (high, highest))]  # fmt: skip
+    return {"type": "Box", "dtype": dtype, "shape": list(shape), "low": bounds[0], "high": bounds[1]}
+
+
+def _limits(dtype: str) -> tuple[Any, Any]:
+    if np.dtype(dtype).kind == "f":
+        return -np.inf, np.inf
+    limits = np.iinfo(dtype)
+    return limits.min, limits.max

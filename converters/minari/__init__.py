@@ -1,0 +1,1 @@
+"""Minari datasets: what their metadata says, and their HDF5 and Arrow storages."""
