@@ -119,6 +119,7 @@ def test_wrong_calls(tmp_path: Path) -> None:
     for place, match in [
         ("grids", "expected module:Class, found 'grids'"),
         ("grids:Nothing", "cannot load 'grids:Nothing'.*has no attribute"),
+        (":X", "cannot load ':X': Empty module name"),
         ("no_such_module:X", "cannot load 'no_such_module:X': No module named"),
     ]:
         with pytest.raises(ConfigError, match=match):
