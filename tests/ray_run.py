@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 
 import vrl3data
 from converters.base import Plan, Unit
-from converters.imagenet import ImagenetConverter
+from converters.images.imagenet import ImagenetConverter
 from converters.run import RunOptions, run
 from converters.worker import WorkerFault
 from vrl3data import encode
