@@ -252,6 +252,15 @@ def test_one_bad_video_is_a_problem_of_its_episode(tmp_path: Path, how: str) -> 
     assert any("video" in reason for reason in reasons)
 
 
+def test_videos_that_nobody_asked_for_may_be_missing(tmp_path: Path) -> None:
+    wrist = "observation.images.wrist"
+    source = make_v2(tmp_path / "set", [3, 3], [TOP, wrist])
+    (source / f"videos/chunk-000/{wrist}/episode_000001.mp4").unlink()
+    assert len(plan(source).problems) == 1
+    receipt = convert(source, tmp_path / "out", camera=("top",))
+    assert receipt.manifest.samples == 2 and "obs.image.wrist" not in receipt.manifest.schema.names
+
+
 def test_missing_frames_are_named(tmp_path: Path) -> None:
     source = make_v2(tmp_path / "set", [6])
     write_video(source / f"videos/chunk-000/{TOP}/episode_000000.mp4", [20, 30, 40, 50])

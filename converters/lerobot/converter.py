@@ -14,7 +14,17 @@ import numpy as np
 from converters.episodes import EpisodeConverter
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan, timestamps
 from converters.lerobot import checks, v1, v2, v3
-from converters.lerobot.columns import BOOKKEEPING, RECORDED, EpisodeRows, Known, changes, column_of, fields_of, rules
+from converters.lerobot.columns import (
+    BOOKKEEPING,
+    RECORDED,
+    EpisodeRows,
+    Known,
+    camera_names,
+    changes,
+    column_of,
+    fields_of,
+    rules,
+)  # fmt: skip
 from converters.lerobot.info import parse_info, read_json
 from converters.lerobot.layout import Entry, Layout, Video
 from converters.lerobot.paths import Folder
@@ -25,7 +35,7 @@ from vrl3data.errors import SourceError, locate
 from vrl3data.manifest import Provenance
 
 INFO = "meta/info.json"
-OPEN_TABLES = 2
+OPEN_TABLES = 3
 
 
 class LerobotConverter(EpisodeConverter):
@@ -97,6 +107,9 @@ class LerobotConverter(EpisodeConverter):
             if not folder.has(INFO):
                 raise SourceError("the file is missing; a LeRobot set of version 2 or 3 begins with it: fetch it")
             info = parse_info(read_json(folder.path(INFO)))
+        if wanted := self.options.camera:
+            unwanted = [item.name for item in info.cameras if not camera_names(item.name) & set(wanted)]
+            info = replace(info, unwanted=tuple(unwanted))
         layout = (v3 if info.version.lstrip("v").startswith("3") else v2).read(folder, info)
         layout.meta.insert(0, INFO)
         checks.read_modality(layout, self._known)
@@ -168,7 +181,7 @@ class LerobotConverter(EpisodeConverter):
         self._say_ends(rows, loaded)
         if texts := _texts(rows):
             loaded.source_meta["columns"] = texts
-        loaded.source_meta.update(checks.of_episode(layout, entry, rows, loaded.arrays, self._found.fields))
+        loaded.source_meta.update(checks.of_episode(layout, entry, rows, loaded.arrays, self._found.fields, self._rows))
         loaded.split = checks.split_of(layout.info.splits, entry.index)
         return loaded
 

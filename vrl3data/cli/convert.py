@@ -100,6 +100,18 @@ def rlds(ctx: click.Context, /, **_: Any) -> int:
     return _run(ctx, "rlds")
 
 
+@convert.command()
+@shared_options
+@episode_options
+@click.pass_context
+def lerobot(ctx: click.Context, /, **_: Any) -> int:
+    """LeRobot sets, versions 1, 2.0, 2.1 and 3.0: a folder with meta/, data/ and videos/.
+
+    Example: vrl3data convert lerobot so101_pick_place out/pick-place --image-size 128
+    """
+    return _run(ctx, "lerobot")
+
+
 def _run(ctx: click.Context, kind: str) -> int:
     from converters.base import find
     from vrl3data import app, config
