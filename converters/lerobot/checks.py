@@ -110,8 +110,11 @@ def of_cameras(layout: Layout, cameras: Mapping[str, VideoFacts]) -> list[str]:
             notes.append(f"{camera}: declared as {list(declared.shape)}, the video is {facts.height}x{facts.width}")
         if declared.is_depth and facts.bits == 8:
             notes.append(f"{camera}: declared as depth, but its video holds colours; it is read as a camera")
-    alone = {video.camera for entry in layout.entries[:1] for video in entry.videos if video.alone}
+    alone = {video.camera: entry.length for entry in layout.entries[:1] for video in entry.videos if video.alone}
     for camera, facts in cameras.items():
+        if facts.frames > alone.get(camera, facts.frames):
+            notes.append(f"{camera}: the first video has {facts.frames} frames for {alone[camera]} rows; each row gets "
+                         "the frame of its time")  # fmt: skip
         if camera in alone and facts.rate and abs(facts.rate / layout.info.rate - 1) > 0.001:
             rates = f"{float(facts.rate):g} frames per second, the rows at {float(layout.info.rate):g}"
             notes.append(f"{camera}: the video runs at {rates}; where both are as many they are paired in order")

@@ -164,17 +164,18 @@ class LerobotConverter(EpisodeConverter):
         layout = self._layouts[name]
         used = dict.fromkeys(path for rule in self._mapping.rules for path in rule.source)
         rows = self._episode(layout, entry)
-        loaded = Loaded({})
+        loaded = Loaded({}, source_meta={**entry.extra, "episode_index": entry.index})
         cameras = {video.camera: video for video in entry.videos}
         for path in used:
             item = self._found.fields[path]
             if path == TIMESTAMP:
                 loaded.arrays[path] = timestamps(entry.length, layout.info.rate)
             elif path in cameras:
-                loaded.arrays[path] = self._frames(layout, name, cameras[path], entry.length, item)
+                loaded.arrays[path], beyond = self._frames(layout, name, cameras[path], entry.length, item)
+                if beyond > 0:
+                    loaded.source_meta.setdefault("frames_beyond_rows", {})[path] = beyond
             elif column_of(path) in rows.rows.schema.names:
                 loaded.arrays[path] = rows.value(item)
-        loaded.source_meta = {**entry.extra, "episode_index": entry.index}
         if first:
             loaded.source_meta["dataset"] = layout.facts
         self._say_tasks(layout, entry, rows, loaded)
@@ -210,7 +211,8 @@ class LerobotConverter(EpisodeConverter):
             start, stop = checks.row_range(rows, entry)
         return EpisodeRows(rows, start, stop, layout.folder)
 
-    def _frames(self, layout: Layout, name: str, video: Video, count: int, item: Field) -> Any:
+    def _frames(self, layout: Layout, name: str, video: Video, count: int, item: Field) -> tuple[Any, int]:
+        """Blocks of frames, and how many frames the file has beyond those of this episode if it has no other."""
         opened, reader = self._videos.get(video.camera, ("", None))
         if reader is None or opened != f"{name}/{video.file}":
             if reader is not None:
@@ -218,11 +220,12 @@ class LerobotConverter(EpisodeConverter):
             reader = VideoReader(layout.folder.path(video.file), video.file)
             self._videos[video.camera] = (f"{name}/{video.file}", reader)
         shape = item.shape
+        beyond = reader.facts.frames - video.first - count if video.alone else 0
         frames = reader.read(video.first, count, layout.info.rate, shape, video.alone)
         if len(shape) != 2:
-            return frames
+            return frames, beyond
         counts = DepthScale.of(layout.info.features[video.camera].facts).counts()
-        return (counts[np.minimum(block, len(counts) - 1)] for block in frames)
+        return (counts[np.minimum(block, len(counts) - 1)] for block in frames), beyond
 
     def _say_tasks(self, layout: Layout, entry: Entry, rows: EpisodeRows, loaded: Loaded) -> None:
         """The task of most rows; all of them, and where they change, go to source_meta."""
