@@ -7,6 +7,7 @@ of one recording (`load`); names, identity, sizes, codecs and the receipt come f
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -264,12 +265,13 @@ class _Units:
 
 
 def relative_names(items: Sequence[Path]) -> list[str]:
-    """Names below what all items have in common; the name alone for one item. Never an absolute path."""
-    if len(items) == 1:
-        return [items[0].resolve().name]
-    full = [Path(os.path.abspath(item)) for item in items]
-    common = os.path.commonpath([str(path.parent) for path in full])
-    return [path.relative_to(common).as_posix() for path in full]
+    """The last part of every path, or as many of the last parts as it takes to tell them apart."""
+    parts = [Path(os.path.abspath(item)).parts[1:] for item in items]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same source is given twice")
 
 
 def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
@@ -317,7 +319,7 @@ def _stem(path: Path) -> str:
 
 def _without_suffix(name: str) -> str:
     head, _, last = name.rpartition("/")
-    stem = last.rpartition(".")[0] or last
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{0,7}$", "", last)  # a folder 1.0.0 keeps its name
     return f"{head}/{stem}" if head else stem
 
 

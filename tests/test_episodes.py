@@ -168,5 +168,6 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         write_source(tmp_path / folder, 1)
     sources = [tmp_path / folder / "episode_0.npz" for folder in ("monday", "tuesday")]
     assert relative_names(sources) == ["monday/episode_0.npz", "tuesday/episode_0.npz"]
+    assert relative_names([tmp_path / "a/x.h5", Path("/elsewhere/x.h5")]) == ["a/x.h5", "elsewhere/x.h5"]
     units = ArraysConverter(sources, EpisodeOptions()).plan().units
     assert [unit.name for unit in units] == ["monday/episode_0/0", "tuesday/episode_0/0"]
