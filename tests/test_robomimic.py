@@ -449,7 +449,8 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
 
 SCENE = """<mujoco><asset><texture name="t" type="2d" file="/home/x/robosuite/models/assets/textures/t.png"/>
 <material name="m" texture="t"/></asset><worldbody><light pos="0 0 3"/><camera name="agentview" pos="0 0 2"/>
-<body><joint type="slide" axis="1 0 0"/><geom type="box" size=".2 .2 .2" material="m" group="1"/></body></worldbody></mujoco>"""
+<body><joint type="slide" axis="1 0 0"/><geom type="box" size=".2 .2 .2" material="m" group="1"/></body></worldbody>
+</mujoco>"""
 
 
 @pytest.fixture
