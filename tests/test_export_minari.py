@@ -156,16 +156,26 @@ def test_what_is_absent_somewhere_is_dropped_and_said(tmp_path: Path) -> None:
         give(tmp_path / "other", tmp_path / "y-v0")
 
 
-def test_names_that_minari_would_not_find_are_refused(tmp_path: Path) -> None:
+def test_the_id_follows_the_rule_of_minari(tmp_path: Path) -> None:
     source = write_dataset(tmp_path / "set", 1)
-    with pytest.raises(DestinationError, match="Minari wants names such as out-v0"):
-        give(source, tmp_path / "out")
-    with pytest.raises(DestinationError, match="DEST must end in ns/b-v1"):
-        give(source, tmp_path / "b-v1", dataset_id="ns/b-v1")
-    with pytest.raises(ConfigError, match="expected \\(namespace/\\)name-vN"):
-        give(source, tmp_path / "b-v1", dataset_id="../b-v1")
+
+    def given(dest: str, **options: Any) -> tuple[str, str]:
+        receipt = give(source, tmp_path / dest, **options)
+        return json.loads((tmp_path / dest / "data/metadata.json").read_text())["dataset_id"], receipt.notes[-1]
+
+    assert given("out push.1")[0] == "out-push-1-v0"
+    assert "once it lies in plain-v0 below" in given("plain")[1]
+    assert given("cube-v7")[0] == "cube-v7"
+    name, how = given("root/ns/cube-v1", dataset_id="ns/cube-v1")
+    assert name == "ns/cube-v1"
+    assert "set to the folder that holds" in how
+    for wrong in ("../b-v1", "b", "a b-v1"):
+        with pytest.raises(ConfigError, match="expected \\(namespace/\\)name-vN"):
+            give(source, tmp_path / "other", dataset_id=wrong)
     with pytest.raises(ConfigError, match="refuse or drop-last"):
-        give(source, tmp_path / "b-v1", final="copy")
+        give(source, tmp_path / "other", final="copy")
+    with pytest.raises(DestinationError, match="something already"):
+        give(source, tmp_path / "cube-v7")
     assert not list(tmp_path.glob("*.new"))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vrl3data
 from converters.adroit import pickles
-from converters.imagenet import list_files
+from converters.images.folders import list_files
 from vrl3data.validation import validate
 
 pytestmark = pytest.mark.realdata

@@ -11,10 +11,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -23,7 +23,7 @@ from PIL import Image
 from converters.export.base import NEW
 from converters.export.minari_spaces import nested, space_of
 from vrl3data.dataset import Dataset, StoredSample
-from vrl3data.errors import ConfigError, DestinationError, locate
+from vrl3data.errors import ConfigError, locate
 from vrl3data.report import Reporter
 from vrl3data.schema import Array, Feature
 
@@ -44,12 +44,13 @@ KEPT = ("code_permalink", "author", "author_email", "algorithm_name", "env_spec"
 
 @dataclass(frozen=True)
 class MinariExportOptions:
-    """`dataset_id`: (namespace/)name-vN, the name of DEST if empty. `final`: what to do with an episode whose final
-    observation was not recorded: refuse, or drop its last action. `jpeg`: pictures as JPEG files, with loss."""
+    """What Minari leaves to choose."""
 
-    dataset_id: str = ""
-    final: str = "refuse"
-    jpeg: bool = False
+    dataset_id: str = field(default="", metadata={"help": "(namespace/)name-vN.", "shown": "from the name of DEST"})
+    final: Literal["refuse", "drop-last"] = field(default="refuse", metadata={
+        "help": "What to do with episodes whose final observation was not recorded; drop-last leaves out their last "
+                "action."})  # fmt: skip
+    jpeg: bool = field(default=False, metadata={"help": "Pictures as JPEG files, with loss, as Minari's own default."})
 
 
 @dataclass
@@ -107,8 +108,8 @@ class MinariExporter:
         return tuple(lines)
 
     def write(self, dest: Path, reporter: Reporter) -> tuple[str, ...]:
-        """In blocks of rows. DestinationError if DEST is not named as the id says."""
-        name = self._id(dest.name.removesuffix(NEW), dest)
+        """In blocks of rows."""
+        name = self._id(dest)
         data = dest / "data"
         data.mkdir(parents=True)
         self._counts: Counter[str] = Counter()
@@ -128,8 +129,7 @@ class MinariExporter:
                 advance(1)
         size = round((data / "main_data.hdf5").stat().st_size / 1e6, 1)
         (data / "metadata.json").write_text(json.dumps(self._metadata(name, written, size)), "utf-8")
-        how = f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to where {name} lies"
-        return (*self._notes(), how)
+        return (*self._notes(), _how_to_read(name, dest.with_name(dest.name.removesuffix(NEW))))
 
     # -- where things go -----------------------------------------------------------------------------------
 
@@ -253,14 +253,11 @@ class MinariExporter:
     def _is_jpeg(self, feature: Feature) -> bool:
         return self.options.jpeg and feature.is_image and min(feature.shape[:2]) >= 32
 
-    def _id(self, name: str, dest: Path) -> str:
-        found = self.options.dataset_id or name
-        place = dest.with_name(name)
-        if not ID.fullmatch(found):
-            raise DestinationError(f"Minari wants names such as {found}-v0: name DEST so, or give --dataset-id")
-        if not place.as_posix().endswith("/" + found):
-            raise DestinationError(f"Minari finds {found} by its path only: DEST must end in {found}")
-        return found
+    def _id(self, dest: Path) -> str:
+        """As asked for, or the name of DEST as one that Minari takes."""
+        name = dest.name.removesuffix(NEW)
+        clean = re.sub(r"[^-\w]+", "-", name).strip("-") or "set"
+        return self.options.dataset_id or (name if ID.fullmatch(name) else f"{clean}-v0")
 
     def _metadata(self, name: str, episodes: int, size: float) -> dict[str, Any]:
         schema, manifest = self.dataset.schema, self.dataset.manifest
@@ -299,6 +296,12 @@ class MinariExporter:
             yield f"pictures as JPEG files: {self._loss.psnr:.2f} dB, greatest error {self._loss.max_error:.0f}"
         elif any(self.dataset.schema[name].is_image for name in self._observations):
             yield f"pictures are stored bit by bit (jpeg_encoding false), which Minari reads from {VERSION} on"
+
+
+def _how_to_read(name: str, dest: Path) -> str:
+    if dest.as_posix().endswith(f"/{name}"):
+        return f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to the folder that holds {name}"
+    return f"minari.load_dataset({name!r}) finds it once it lies in {name} below MINARI_DATASETS_PATH"
 
 
 def _tree(top: str, names: dict[str, str]) -> dict[str, str]:

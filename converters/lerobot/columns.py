@@ -59,6 +59,7 @@ def _numbers(path: str, name: str, declared: Declared, rows: ArrowRows | Parquet
     dtype = numpy_name(kind)
     if not dtype:
         return None
+    dtype = "float64" if path == RECORDED and dtype.startswith("float") else dtype
     if depth == 0:
         vector = declared.shape == (1,) and name.startswith(("observation.", "action"))
         shape: tuple[int, ...] = (1,) if vector else ()
