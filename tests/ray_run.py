@@ -20,11 +20,11 @@ from typing import Any
 import killing
 import numpy as np
 import ray
-from converters.imagenet import ImagenetConverter
 from ray.cluster_utils import Cluster
 
 import vrl3data
 from converters.base import Plan, Unit
+from converters.images.imagenet import ImagenetConverter
 from converters.run import RunOptions, run
 from converters.worker import WorkerFault
 from vrl3data import encode

@@ -175,5 +175,7 @@ def test_the_kinds_are_listed() -> None:
     assert {"name": "look", "type": "vrl3|gymnasium", "default": "vrl3"} in found["adroit"]["options"]
     assert not {"codec", "shard_size"} & {option["name"] for option in found["adroit"]["options"]}
     text = run_cli("sources").stdout
-    assert "imagenet  Class folders of JPEG pictures" in text
-    assert "--fit shorter|square|none" in text
+    for kind in found.values():
+        assert f"{kind['name']} " in text
+        assert kind["reads"] in text
+    assert "--look vrl3|gymnasium" in text

@@ -16,6 +16,8 @@ from converters.run import RunOptions, run
 from vrl3data.errors import MissingExtra
 
 SCRIPT = Path(__file__).parent / "ray_run.py"
+pytestmark = pytest.mark.timeout(900)
+"""A cluster starts slowly where little memory and few cores are free."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pictures(folder / "pictures", count=150, classes=7)
     vrl3data.convert("imagenet", folder / "pictures", folder / "local", {"shard_size": 60_000}, jobs=2)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SCRIPT.parent}", "RAY_USAGE_STATS_ENABLED": "0"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=280,
+    result = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=800,
                             check=False, env=environment)  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder
