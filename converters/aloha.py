@@ -38,7 +38,7 @@ from converters.hdf5 import (
 )
 from converters.mapping import FieldMap, Rule, feature_name
 from converters.pictures import Frames
-from vrl3data.errors import ConfigError, SourceError, locate
+from vrl3data.errors import ConfigError, Source, SourceError, locate
 
 RATE = 50.0
 """Of ALOHA's own recorder: a step every 0.02 s."""
@@ -114,6 +114,8 @@ class AlohaConverter(EpisodeConverter):
                     notes += said
             except SourceError as error:
                 problems.append((inner.rpartition(".")[0], error))
+            except BROKEN as error:
+                problems.append((inner.rpartition(".")[0], _damaged(inner, error)))
         return Scan(tuple(recordings), files, tuple(problems), tuple(dict.fromkeys(notes)))
 
     def _recording(self, path: Path, inner: str, short: str) -> tuple[Recording, list[str]]:
@@ -196,6 +198,13 @@ class AlohaConverter(EpisodeConverter):
 
     def close(self) -> None:
         self._open.close()
+
+
+def _damaged(inner: str, error: BaseException) -> SourceError:
+    """What h5py says of a file whose groups are damaged."""
+    found = SourceError(f"the file is damaged: {error}")
+    found.source = Source(path=inner)
+    return found
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -162,6 +162,7 @@ def _schema(files: Sequence[Path], form: str) -> tuple[pa.Schema, int]:
                         reader = pa.ipc.open_file(mapped)
                         schema = reader.schema
                         rows += sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+                str(schema)  # a name that is no text fails here, not later
             except BROKEN as error:
                 raise SourceError(f"not a readable {form} file: {str(error).splitlines()[0]}") from error
     assert schema is not None
