@@ -68,6 +68,12 @@ class ArrowStorage:
         return [*parts, *([folder / METADATA] if (folder / METADATA).is_file() else [])]
 
     def look(self, meta: Metadata, number: int) -> Found:
+        try:
+            return self._look(meta, number)
+        except BROKEN as error:  # names of columns that are no text
+            raise SourceError(f"the columns cannot be read: {error}") from error
+
+    def _look(self, meta: Metadata, number: int) -> Found:
         files = self.files(meta, number)
         schema, rows = _schema(files, meta.format)
         if rows < 2:
@@ -162,7 +168,6 @@ def _schema(files: Sequence[Path], form: str) -> tuple[pa.Schema, int]:
                         reader = pa.ipc.open_file(mapped)
                         schema = reader.schema
                         rows += sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
-                str(schema)  # a name that is no text fails here, not later
             except BROKEN as error:
                 raise SourceError(f"not a readable {form} file: {str(error).splitlines()[0]}") from error
     assert schema is not None
