@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -72,7 +72,8 @@ class Converter(Protocol):
 class FieldMap(Protocol):
     """Which field of a source becomes which feature."""
 
-    def to_toml(self) -> str: ...
+    def to_toml(self, known: Mapping[str, Any]) -> str:
+        """To be edited and given back. `known`: all fields there are."""
 
     def text(self) -> str:
         """A table for people."""
@@ -84,6 +85,9 @@ class Mapped(Protocol):
 
     def mapping(self) -> FieldMap:
         """As given in the options, else guessed. SourceError, ConfigError."""
+
+    def known(self) -> Mapping[str, Any]:
+        """All fields that the sources have."""
 
 
 def find(kind: str) -> type[Converter]:

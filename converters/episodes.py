@@ -220,7 +220,7 @@ class EpisodeConverter(ABC):
             with locate(path=name):
                 return name, self.scan(source, name)
         except SourceError as error:
-            return name, Scan((), {name: source}, ((name, error),))
+            return name, Scan((), {}, ((name, error),))
 
     def _source_meta(self, recording: Recording, loaded: Loaded) -> dict[str, Any]:
         """What the source said, and the other files of this episode with their hashes."""
@@ -279,7 +279,7 @@ def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     problems: list[tuple[str, SourceError]] = []
     files: dict[str, Path] = {}
     for source, scan in scans:
-        files.update(scan.files)
+        files.update(scan.files if scan.recordings else {})  # only what samples are made from (FORMAT.md 8)
         problems += scan.problems
         for recording in scan.recordings:
             name = f"{_without_suffix(source)}/{recording.name}"

@@ -134,7 +134,7 @@ def check_dataset(dataset: h5py.Dataset) -> None:
         try:
             dtype, created = dataset.dtype, dataset.id.get_create_plist()
             elsewhere = created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL
-            claimed = math.prod(dataset.id.shape) * dtype.itemsize
+            claimed = math.prod(dataset.shape or ()) * dtype.itemsize
             stored = dataset.id.get_storage_size()
         except BROKEN as error:
             raise SourceError(f"cannot be read: {_first_line(error)}") from error

@@ -48,7 +48,7 @@ def row(root: Path, source: Path, scratch: Path) -> str:
     try:
         kind = recognise(source)
         dest = scratch / "out"
-        receipt = vrl3data.convert(kind, source, dest, OPTIONS.get(kind, {}), limit=FEW.get(kind, 0), on_error="skip",
+        receipt = vrl3data.convert(kind, source, dest, OPTIONS.get(kind, {}), limit=FEW.get(kind), on_error="skip",
                                    overwrite=True, jobs=2)  # fmt: skip
     except Vrl3dataError as error:
         return f"| `{name}` |  | refused: {_cell(str(error).replace(str(root), ''))} |  |"

@@ -23,7 +23,7 @@ import vrl3data
 from converters import KINDS
 from converters.adroit import pickles
 from converters.base import find, recognise
-from converters.imagenet import decode, fit_shorter, fit_square
+from converters.images.decode import decode, fitted
 from vrl3data import index, manifest
 from vrl3data.errors import ConfigError, DestinationError, SourceError
 from vrl3data.validation import validate
@@ -258,7 +258,7 @@ def test_imagenet_fits(tmp_path: Path) -> None:
         assert all(item["image"].shape == (1, 32, 32, 3) for item in dataset)
         assert dataset.schema["image"].codec == "raw"
         source = Image.open(root / dataset[3].name).convert("RGB")
-        assert np.array_equal(dataset[3]["image"][0], np.asarray(fit_square(source, 32)))
+        assert np.array_equal(dataset[3]["image"][0], np.asarray(fitted(source, "crop", 32)))
     with vrl3data.open(tmp_path / "none") as dataset:
         for item in dataset:
             copied = bytes(dataset.member(item.position, "jpg"))
@@ -269,15 +269,15 @@ def test_imagenet_fits(tmp_path: Path) -> None:
 
 def test_small_pictures_are_not_enlarged() -> None:
     picture = Image.new("RGB", (40, 20))
-    assert fit_shorter(picture, 32).size == (40, 20)
-    assert fit_shorter(picture, 10).size == (20, 10)
-    assert fit_square(picture, 32).size == (32, 32)
+    assert fitted(picture, "shorter", 32).size == (40, 20)
+    assert fitted(picture, "shorter", 10).size == (20, 10)
+    assert fitted(picture, "crop", 32).size == (32, 32)
 
 
 def test_resizing_is_antialiased() -> None:
     """A fine checkerboard becomes grey, not stripes."""
     board = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    small = np.asarray(fit_shorter(Image.fromarray(np.stack([board] * 3, -1)), 32))
+    small = np.asarray(fitted(Image.fromarray(np.stack([board] * 3, -1)), "shorter", 32))
     assert small.std() < 2
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -34,13 +34,17 @@ FACTS = ("name", "rows", "color", "flip", "names", "unit", "bounds", "descriptio
 
 @dataclass(frozen=True)
 class RobomimicExportOptions:
-    """`features`: only these. `env_args`: a JSON file. `dones`: which steps are done, if not those of the dataset."""
+    """What goes into the file."""
 
-    features: tuple[str, ...] = ()
-    dones: str = "auto"
-    next_obs: bool = True
-    env_args: str = ""
-    compress: bool = False
+    features: tuple[str, ...] = field(default=(), metadata={
+        "help": "Feature to export, besides the actions; repeat for more.", "shown": "all"})  # fmt: skip
+    dones: Literal["auto", "success", "end", "both"] = field(default="auto", metadata={
+        "help": "Which steps are done: auto takes those of the dataset, else 1 at an end in success where it is known, "
+        "else 1 at each last step."})  # fmt: skip
+    next_obs: bool = field(default=True, metadata={"help": "Write next_obs where there is a final observation."})
+    env_args: str = field(default="", metadata={
+        "help": "JSON file with env_name, type and env_kwargs.", "shown": "of the source"})  # fmt: skip
+    compress: bool = field(default=False, metadata={"help": "Pack all arrays with gzip."})
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class RobomimicExporter:
         """In blocks of rows: memory stays bounded."""
         told = self._told
         notes = [*told.notes, *self._assumptions()]
-        low, high = np.inf, -np.inf
+        low, high, steps = np.inf, -np.inf, 0
         with h5py.File(dest, "w") as file, reporter.progress("exporting", len(self.dataset), "episodes") as advance:
             data = file.create_group("data")
             for number, item in enumerate(self.dataset):
@@ -94,8 +98,9 @@ class RobomimicExporter:
                     group = data.create_group(f"demo_{number}")
                     bounds = self._demo(group, item)
                     low, high = min(low, bounds[0]), max(high, bounds[1])
+                steps += item.length
                 advance(1)
-            data.attrs["total"] = int(self.dataset.manifest.steps)
+            data.attrs["total"] = steps
             data.attrs["env_args"] = json.dumps(self.given or told.env_args, indent=4)
             data.attrs["vrl3data"] = json.dumps(self._origin())
             notes += self._masks(file)
@@ -193,8 +198,8 @@ class RobomimicExporter:
 
     def _masks(self, file: h5py.File) -> list[str]:
         """Subsets, and splits if there are several."""
-        members: dict[str, list[bytes]] = {}
         index = self.dataset.index
+        members: dict[str, list[bytes]] = {}
         for number, subsets in enumerate(index["subsets"].to_pylist()):
             for subset in filter(None, subsets.split(",")):
                 members.setdefault(subset, []).append(f"demo_{number}".encode())
