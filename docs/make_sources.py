@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"adroit": {"image_size": 16, "render": "fa
 HEAD = """# What becomes of real files
 
 Made by `docs/make_sources.py` from the files of the project's test data and checked by a test. "steps" counts actions;
-of large sources the first samples were converted, the others counted. A file that cannot be converted says why; nothing is left behind then.
+of large sources the first samples were converted, the others counted. A file that cannot be converted says why.
 
 | source | kind | becomes | features |
 |---|---|---|---|
