@@ -156,6 +156,13 @@ class LogFile(ABC):
         finally:
             self._note_broken(broken)
 
+    def decode(self, name: str, data: bytes | memoryview) -> Any:
+        """The values of a message of a topic that was read without `decode`. SourceError if it cannot be decoded."""
+        for number, channel in self.channels().items():
+            if channel.topic == name:
+                return self._decoder(number).read(data, True)[1]
+        raise ConfigError(f"the log has no topic {name!r}")
+
     def __enter__(self) -> LogFile:
         return self
 

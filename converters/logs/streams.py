@@ -26,6 +26,7 @@ NAMES = ("name", "names", "joint_names")
 FRAMES = ("frame_id", "child_frame_id", "parent_frame_id")
 QUATERNION = ("x", "y", "z", "w")
 MAX_COLUMNS = 4096
+MAX_FLOAT = float(np.finfo(np.float64).max)
 MAX_BYTES = 64
 """Arrays of more bytes than this are contents of something (point clouds, maps), not columns."""
 
@@ -35,7 +36,8 @@ class StreamSpec:
     """One stream of a topic. `path` is unique within it; `shape` is that of one row.
 
     vector, quaternion (`order` says how), event: float64 rows, NaN where a message has no value.
-    picture: a JPEG or PNG file (`encoding`) or uint8 (H, W, 1 or 3); depth: uint16 or float32 (H, W), `scale_m` a count.
+    picture: a JPEG or PNG file (`encoding`) or uint8 (H, W, 1 or 3).
+    depth: uint16 or float32 (H, W), in counts of `scale_m` metres.
     """
 
     topic: str
@@ -78,9 +80,8 @@ def find_streams(topic: Topic, values: Sequence[Any]) -> Streams:
         return Streams((), (("", "there are no messages to look at"),))
     if _is_raw_picture(values[0]) or _is_compressed(topic, values[0]):
         return _pictures(topic, values[0])
-    if isinstance(values[0].get("transforms"), list):
-        return _transforms(topic, values)
-    return _Finder(topic, values).streams()
+    transforms = _transforms(topic, values)
+    return transforms if transforms.specs else _Finder(topic, values).streams()
 
 
 def extract(spec: StreamSpec, value: Any) -> Array | bytes | str | None:
@@ -217,9 +218,9 @@ def _transforms(topic: Topic, values: Sequence[Mapping[str, Any]]) -> Streams:
     specs: dict[str, StreamSpec] = {}
     frames = {}
     for value in values:
-        for transform in value["transforms"]:
-            child = transform.get("child_frame_id") if isinstance(transform, dict) else None
-            if not isinstance(child, str) or f"{child}.translation" in specs:
+        for transform in _transforms_of(value):
+            child = transform["child_frame_id"]
+            if f"{child}.translation" in specs:
                 continue
             inner = ("transform",) if isinstance(transform.get("transform"), dict) else ()
             parent = transform.get("parent_frame_id") or get(transform, ("header", "frame_id")) or ""
@@ -233,7 +234,14 @@ def _transforms(topic: Topic, values: Sequence[Mapping[str, Any]]) -> Streams:
                 role_: Role = "vector" if role == "vector" else "quaternion"
                 specs[path] = StreamSpec(topic.name, path, role_, "float64", (len(letters),), tuple(letters), unit,
                                          order, leaves=leaves, child=child)  # fmt: skip
-    return Streams(tuple(specs.values()), () if specs else (("transforms", "there are none"),), frames)
+    return Streams(tuple(specs.values()), (), frames)
+
+
+def _transforms_of(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The transforms of a message that name their child frame."""
+    items = value.get("transforms")
+    items = items if isinstance(items, list) else []
+    return [item for item in items if isinstance(item, dict) and isinstance(item.get("child_frame_id"), str)]
 
 
 def _inside(spec: StreamSpec, value: Any) -> Any:
@@ -242,7 +250,7 @@ def _inside(spec: StreamSpec, value: Any) -> Any:
         return None
     if not spec.child:
         return value
-    found = [item for item in value.get("transforms", ()) if item.get("child_frame_id") == spec.child]
+    found = [item for item in _transforms_of(value) if item["child_frame_id"] == spec.child]
     return found[-1] if found else None
 
 
@@ -251,7 +259,9 @@ def _is_raw_picture(value: Mapping[str, Any]) -> bool:
 
 
 def _is_compressed(topic: Topic, value: Mapping[str, Any]) -> bool:
-    return {"format", "data"} <= set(value) and topic.type.rpartition("/")[2].rpartition(".")[2].startswith("Compressed")
+    return {"format", "data"} <= set(value) and topic.type.rpartition("/")[2].rpartition(".")[2].startswith(
+        "Compressed"
+    )
 
 
 def _pictures(topic: Topic, value: Mapping[str, Any]) -> Streams:
@@ -327,11 +337,11 @@ def _as_array(value: Any) -> Array:
     if isinstance(value, np.ndarray):
         return value
     good = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
-    return np.array(value, np.float64) if good else np.empty(0)
+    return np.array([_number(item) for item in value], np.float64) if good else np.empty(0)
 
 
 def _number(value: Any) -> float:
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if abs(value) <= MAX_FLOAT else np.nan if value != value else np.copysign(np.inf, value)
     time = time_ns(value)
     return np.nan if time is None else time / 1e9
