@@ -74,7 +74,7 @@ def octets(data: Any) -> memoryview:
         except (binascii.Error, ValueError) as error:
             raise SourceError(f"expected base64 text: {error}") from error
     if isinstance(data, np.ndarray) and data.dtype.itemsize == 1:
-        return memoryview(np.ascontiguousarray(data).view(np.uint8))
+        return np.ascontiguousarray(data).view(np.uint8).data
     if isinstance(data, bytes | memoryview):
         return memoryview(data)
     raise SourceError(f"expected the bytes of a picture, found {type(data).__name__}")

@@ -159,14 +159,14 @@ def _facts(log: LogFile, topic: Topic, seen: _Seen, found: Survey, pictures: boo
             values.append(log.decode(topic.name, data))
         except SourceError as error:
             errors.append(error.message)
-    error = topic.error or ("" if values or not errors else errors[0])
+    reason = topic.error or ("" if values or not errors else errors[0])
     streams = find_streams(topic, values) if values else Streams(())
     facts = [_stream(spec, values, found, pictures) for spec in streams.specs]
     clocks = tuple(_clocks(seen.stamps))
     looked_at = len(seen.stamps["log"])
     count = topic.count if topic.count >= 0 or not found.complete else looked_at
     return TopicFacts(topic.name, topic.type, topic.encoding, count, looked_at, clocks, tuple(facts), streams.left,
-                      streams.frames, error)  # fmt: skip
+                      streams.frames, reason)  # fmt: skip
 
 
 def _stream(spec: StreamSpec, values: list[Any], found: Survey, pictures: bool) -> StreamFacts:
@@ -209,7 +209,7 @@ def _clocks(stamps: Mapping[str, array[int]]) -> Iterator[Clock]:
         own = np.frombuffer(given, np.int64)
         if not len(own) or (name == "publish" and np.array_equal(own, log)):
             continue
-        set_ = own != 0
+        set_ = (own != 0) | (name != "header")  # a simulated clock of the log begins at zero
         steps = np.diff(np.sort(own[set_]))
         median = float(np.median(steps)) if len(steps) else 0.0
         skew = float(np.median(log[: len(own)][set_] - own[set_])) / 1e6 if set_.any() and len(own) == len(log) else 0.0

@@ -59,12 +59,8 @@ def _text(facts: Any) -> str:
     kind = facts.info["container"] + (f", {compression}" if compression != "none" else "")
     size = sum(part["bytes"] for part in facts.info.get("files", {"": facts.info}).values())
     start = datetime.fromtimestamp(facts.start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    read = (
-        f"{counted(facts.messages, 'message')} in {facts.seconds:,.2f} s from {start}"
-        if facts.messages
-        else "no messages"
-    )
-    lines = [f"{facts.file}: {kind}, {human_bytes(size)}, {read}"]
+    read = f" in {facts.seconds:,.2f} s from {start}" if facts.messages else ""
+    lines = [f"{facts.file}: {kind}, {human_bytes(size)}, {counted(facts.messages, 'message')}{read}"]
     if not facts.complete:
         total = sum(topic.count for topic in facts.topics if topic.count > 0)
         of = f" of {total:,}" if total > facts.messages else ""
@@ -78,7 +74,7 @@ def _text(facts: Any) -> str:
 def _topic(topic: Any) -> list[str]:
     count = counted(topic.count, "message") if topic.count >= 0 else f"{topic.looked_at:,} or more messages"
     lines = [f"{topic.name}  {topic.type or 'no type'}  {topic.encoding}  {count}"]
-    lines += [f"  {_clock(clock)}" for clock in topic.clocks]
+    lines += [f"  {_clock(clock, topic.looked_at)}" for clock in topic.clocks]
     lines += [f"  {_stream(stream)}" for stream in topic.streams]
     lines += [f"  left  {path or 'the message'}: {reason}" for path, reason in topic.left]
     if topic.error:
@@ -86,15 +82,24 @@ def _topic(topic: Any) -> list[str]:
     return lines
 
 
-def _clock(clock: Any) -> str:
-    parts = [f"{clock.rate:,.2f}/s, largest gap {clock.largest_gap:,.3f} s" if clock.rate else "one message"]
+def _clock(clock: Any, looked_at: int) -> str:
+    parts = [f"{clock.rate:,.2f}/s, largest gap {clock.largest_gap:,.3f} s"] if clock.rate else []
+    if not clock.rate and looked_at > 1:
+        parts.append("all stamps are the same")
     if clock.name != "log":
-        parts.append(f"log time is {clock.skew_ms:,.1f} ms later")
-    if clock.zeros:
+        parts.append(f"log time is {_later(clock.skew_ms)} later")
+    if clock.zeros and clock.name == "header":
         parts.append(f"{clock.zeros:,} not set")
     if clock.back:
         parts.append(f"{clock.back:,} go back")
-    return f"clock {clock.name}  {', '.join(parts)}"
+    return f"clock {clock.name}  {', '.join(parts) or 'one message'}"
+
+
+def _later(milliseconds: float) -> str:
+    seconds = milliseconds / 1000
+    if abs(seconds) < 10:
+        return f"{milliseconds:,.1f} ms"
+    return f"{seconds:,.1f} s" if abs(seconds) < 86_400 else f"{seconds / 86_400:,.1f} days"
 
 
 def _stream(stream: Any) -> str:
