@@ -7,7 +7,6 @@ and may have messages behind its last chunk.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from converters.logs.messages import Channel, LogFile, Raw
+from converters.logs.reading import OpenFile
 from converters.logs.unpack import MAX_CHUNK, unpack
 from vrl3data.errors import SourceError
 
@@ -48,19 +48,19 @@ class BagLog(LogFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            self._file = path.open("rb")
-            self._size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror or error}") from error
+        self._file = OpenFile(path)
         self._channels: dict[int, Channel] = {}
         self._facts: dict[str, Any] = {}
-        head = self._read(0, len(MAGIC))
-        if head != MAGIC:
-            version = head.partition(b"\n")[0].decode("ascii", "replace")
-            raise SourceError(f"expected a bag of version 2.0, found {version!r}; `rosbag fix` makes one of it")
-        self._begin, self._index = self._bag_header()
         self._looked = False
+        try:
+            head = self._file.read(0, len(MAGIC))
+            if head != MAGIC:
+                version = head.partition(b"\n")[0].decode("ascii", "replace")
+                raise SourceError(f"expected a bag of version 2.0, found {version!r}; `rosbag fix` makes one of it")
+            self._begin, self._index = self._bag_header()
+        except SourceError:
+            self.close()
+            raise
 
     def channels(self) -> Mapping[int, Channel]:
         if not self._looked:
@@ -71,7 +71,7 @@ class BagLog(LogFile):
 
     def info(self) -> dict[str, Any]:
         self.channels()
-        return {"container": "bag", "version": "2.0", "bytes": self._size, **self._facts}
+        return {"container": "bag", "version": "2.0", "bytes": self._file.size, **self._facts}
 
     def close(self) -> None:
         self._file.close()
@@ -81,9 +81,9 @@ class BagLog(LogFile):
             if record.kind == CHUNK:
                 yield from self._of_chunk(record)
             elif record.kind == MESSAGE:
-                yield from self._message(record, self._read(record.at, record.length))
+                yield from self._message(record, self._file.read(record.at, record.length))
             elif record.kind == CONNECTION:
-                self._define(record, self._read(record.at, record.length))
+                self._define(record, self._file.read(record.at, record.length))
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -98,13 +98,15 @@ class BagLog(LogFile):
         index = record.number("index_pos")
         if not index:
             self.note("index", "the bag has no index, the recording was not closed; read from the front")
-        elif index > self._size:
-            self.note("index", f"the bag is cut off: its index at byte {index:,} is behind the end, {self._size:,}")
-        return record.at + record.length, index if index < self._size else 0
+        elif index > self._file.size:
+            self.note(
+                "index", f"the bag is cut off: its index at byte {index:,} is behind the end, {self._file.size:,}"
+            )
+        return record.at + record.length, index if index < self._file.size else 0
 
     def _records(self, at: int) -> Iterator[Record]:
         """The records from a place on; a defect ends them and is a problem."""
-        while at < self._size:
+        while at < self._file.size:
             try:
                 record = self._record(at)
             except SourceError as error:
@@ -114,14 +116,14 @@ class BagLog(LogFile):
             at = record.at + record.length
 
     def _record(self, at: int) -> Record:
-        left = self._size - at - 8
-        head = self._read(at, 4)
+        left = self._file.size - at - 8
+        head = self._file.read(at, 4)
         (length,) = U32.unpack(head) if len(head) == 4 else (0,)
         if left < 0 or length > left:
             raise SourceError("the file is cut off inside a record")
         if not 4 <= length <= MAX_HEADER:
             raise SourceError(f"a record claims a header of {length:,} bytes")
-        content = self._read(at + 4, length + 4)
+        content = self._file.read(at + 4, length + 4)
         (size,) = U32.unpack_from(content, length)
         if size > left - length:
             raise SourceError(f"the file is cut off: a record claims {size:,} bytes, {left - length:,} are left")
@@ -153,7 +155,7 @@ class BagLog(LogFile):
             raise SourceError(f"a chunk of {record.length:,} bytes is larger than the {MAX_CHUNK:,} read at once")
         compression = record.fields.get("compression", b"none").decode("ascii", "replace")
         self._facts.setdefault("compression", compression)
-        return unpack(self._read(record.at, record.length), compression, record.number("size"))
+        return unpack(self._file.read(record.at, record.length), compression, record.number("size"))
 
     def _message(self, record: Record, data: bytes | memoryview) -> Iterator[Raw]:
         try:
@@ -189,9 +191,9 @@ class BagLog(LogFile):
         counts: Counter[int] = Counter()
         for record in self._records(self._index):
             if record.kind == CONNECTION:
-                self._define(record, self._read(record.at, record.length))
+                self._define(record, self._file.read(record.at, record.length))
             elif record.kind == CHUNK_INFO:
-                data = self._read(record.at, record.length)
+                data = self._file.read(record.at, record.length)
                 for number, count in struct.iter_unpack("<II", data[: len(data) // 8 * 8]):
                     counts[number] += count
             else:
@@ -215,7 +217,7 @@ class BagLog(LogFile):
             self._count(chunk, indexed, counts)
             chunk, indexed = (record if record.kind == CHUNK else None), Counter()
             if record.kind == CONNECTION:
-                self._define(record, self._read(record.at, record.length))
+                self._define(record, self._file.read(record.at, record.length))
             elif record.kind == MESSAGE and len(record.fields.get("conn", b"")) == 4:
                 counts[record.number("conn")] += 1
         self._count(chunk, indexed if "end" not in self._notes else Counter(), counts)
@@ -229,13 +231,6 @@ class BagLog(LogFile):
             counts.update(indexed)
         else:
             counts.update(message.channel for message in self._of_chunk(chunk))
-
-    def _read(self, at: int, length: int) -> bytes:
-        try:
-            self._file.seek(at)
-            return self._file.read(length)
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror or error}") from error
 
 
 def _inner(data: memoryview, at: int) -> Record:

@@ -143,5 +143,5 @@ def reading() -> Iterator[None]:
     """SQLite's complaints as ours."""
     try:
         yield
-    except (sqlite3.DatabaseError, sqlite3.InterfaceError, OverflowError) as error:
+    except (sqlite3.DatabaseError, sqlite3.InterfaceError, OverflowError, UnicodeDecodeError) as error:
         raise SourceError(f"the database cannot be read: {error}") from error

@@ -6,7 +6,6 @@ cannot lead anywhere. Little-endian; a record is an opcode (u8), a length (u64) 
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from converters.logs.libraries import library
 from converters.logs.messages import MAX_NS, Channel, LogFile, Raw
+from converters.logs.reading import OpenFile
 from converters.logs.unpack import MAX_CHUNK, unpack
 from vrl3data.errors import SourceError
 
@@ -44,19 +44,20 @@ class McapLog(LogFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            self._file = path.open("rb")
-            self._size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror or error}") from error
+        self._file = OpenFile(path)
         self._schemas: dict[int, Any] = {}
         self._channels: dict[int, Channel] = {}
         self._facts: dict[str, Any] = {}
         self._inside: dict[int, frozenset[int]] = {}
         """Where a chunk begins -> its channels, as its index says."""
-        if self._read(0, len(MAGIC)) != MAGIC:
-            raise SourceError(f"expected an MCAP file (version 0), found one that begins with {self._read(0, 8)!r}")
-        self._known = self._read_summary()
+        try:
+            head = self._file.read(0, len(MAGIC))
+            if head != MAGIC:
+                raise SourceError(f"expected an MCAP file (version 0), found one that begins with {head!r}")
+            self._known = self._read_summary()
+        except SourceError:
+            self.close()
+            raise
 
     def channels(self) -> Mapping[int, Channel]:
         if not self._known:
@@ -66,7 +67,7 @@ class McapLog(LogFile):
 
     def info(self) -> dict[str, Any]:
         self.channels()
-        return {"container": "mcap", "bytes": self._size, **self._facts}
+        return {"container": "mcap", "bytes": self._file.size, **self._facts}
 
     def close(self) -> None:
         self._file.close()
@@ -78,9 +79,9 @@ class McapLog(LogFile):
                 if wanted is None or inside is None or not inside.isdisjoint(wanted):
                     yield from self._of_chunk(record)
             elif record.opcode == MESSAGE:
-                yield from self._message(self._read(record.at, record.length), record.at)
+                yield from self._message(self._file.read(record.at, record.length), record.at)
             elif record.opcode in (SCHEMA, CHANNEL):
-                self._define(record.opcode, self._read(record.at, record.length))
+                self._define(record.opcode, self._file.read(record.at, record.length))
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -88,9 +89,9 @@ class McapLog(LogFile):
         """The records up to the end of the data; a defect ends them and is a problem."""
         at = len(MAGIC)
         while True:
-            head = self._read(at, HEAD.size)
+            head = self._file.read(at, HEAD.size)
             if len(head) < HEAD.size:
-                self.note("end", f"the file ends at byte {self._size:,} without an end record: it was not closed")
+                self.note("end", f"the file ends at byte {self._file.size:,} without an end record: it was not closed")
                 return
             opcode, length = HEAD.unpack(head)
             at += HEAD.size
@@ -99,8 +100,8 @@ class McapLog(LogFile):
             if not opcode or LAST_OPCODE < opcode < PRIVATE:
                 self.note("end", f"nothing is read from byte {at - HEAD.size:,} on: it is no record (opcode {opcode})")
                 return
-            if length > self._size - at:
-                left = f"{self._size - at:,} are left"
+            if length > self._file.size - at:
+                left = f"{self._file.size - at:,} are left"
                 text = f"the file is cut off: a record at byte {at - HEAD.size:,} claims {length:,} bytes, {left}"
                 self.note("end", text)
                 return
@@ -133,13 +134,14 @@ class McapLog(LogFile):
     def _unpacked(self, record: Record) -> bytes | memoryview:
         if record.length > MAX_CHUNK:
             raise SourceError(f"a chunk of {record.length:,} bytes is larger than the {MAX_CHUNK:,} read at once")
-        content = memoryview(self._read(record.at, record.length))
+        content = memoryview(self._file.read(record.at, record.length))
         try:
             _, _, size, crc, letters = PARTS.unpack_from(content)
             compression = str(content[PARTS.size : PARTS.size + letters], "ascii")
             (length,) = struct.unpack_from("<Q", content, PARTS.size + letters)
         except (struct.error, UnicodeDecodeError) as error:
             raise SourceError("its header is damaged") from error
+        self._facts.setdefault("compression", compression or "none")
         begin = PARTS.size + letters + 8
         if length > len(content) - begin:
             raise SourceError(f"it claims {length:,} bytes of records and has {len(content) - begin:,}")
@@ -185,8 +187,8 @@ class McapLog(LogFile):
 
     def _read_summary(self) -> bool:
         """Take channels and counts from the summary; whether it was complete."""
-        end = self._size - len(MAGIC) - FOOTER_SIZE
-        foot = self._read(max(0, end), FOOTER_SIZE + len(MAGIC))
+        end = self._file.size - len(MAGIC) - FOOTER_SIZE
+        foot = self._file.read(max(0, end), FOOTER_SIZE + len(MAGIC))
         if end < len(MAGIC) or not foot.endswith(MAGIC) or HEAD.unpack_from(foot) != (FOOTER, 20):
             self.note("end", "the file has no end record: it was not closed, or is cut off")
             return False
@@ -196,7 +198,7 @@ class McapLog(LogFile):
         if not len(MAGIC) < start <= end or end - start > MAX_SUMMARY:
             self.note("summary", f"the summary is not used: it claims to begin at byte {start:,}")
             return False
-        data = self._read(start, end - start)
+        data = self._file.read(start, end - start)
         if crc and zlib.crc32(foot[: HEAD.size + 16], zlib.crc32(data)) != crc:
             self.note("summary", "the summary is not used: it does not have its checksum (crc32)")
             return False
@@ -226,7 +228,7 @@ class McapLog(LogFile):
     def _read_header(self) -> None:
         for record in self._records():
             if record.opcode == HEADER and record.length <= MAX_SMALL:
-                header = self._parse(library("mcap.records").Header, self._read(record.at, record.length))
+                header = self._parse(library("mcap.records").Header, self._file.read(record.at, record.length))
                 if header:
                     self._facts.update(profile=header.profile, library=header.library)
             return
@@ -239,15 +241,15 @@ class McapLog(LogFile):
         indexed: Counter[int] = Counter()
         for record in self._records():
             if record.opcode == MESSAGE_INDEX and chunk is not None and record.length >= 6:
-                number, size = struct.unpack("<HI", self._read(record.at, 6))
+                number, size = struct.unpack("<HI", self._file.read(record.at, 6))
                 indexed[number] += size // 16
                 continue
             self._count(chunk, indexed, counts)
             chunk, indexed = (record if record.opcode == CHUNK else None), Counter()
             if record.opcode == MESSAGE and record.length >= 2:
-                counts[struct.unpack("<H", self._read(record.at, 2))[0]] += 1
+                counts[struct.unpack("<H", self._file.read(record.at, 2))[0]] += 1
             elif record.opcode in (SCHEMA, CHANNEL) and record.length <= MAX_SMALL:
-                self._define(record.opcode, self._read(record.at, record.length))
+                self._define(record.opcode, self._file.read(record.at, record.length))
         self._count(chunk, indexed if "end" not in self._notes else Counter(), counts)
         self._counts = dict.fromkeys(self._channels, 0) | dict(counts)
 
@@ -260,10 +262,3 @@ class McapLog(LogFile):
             counts.update(indexed)
         else:
             counts.update(message.channel for message in self._of_chunk(chunk))
-
-    def _read(self, at: int, length: int) -> bytes:
-        try:
-            self._file.seek(at)
-            return self._file.read(length)
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror or error}") from error

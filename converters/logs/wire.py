@@ -102,12 +102,15 @@ class Wire:
         return count, at + 4
 
     def _text(self) -> Reader:
-        cdr, count_of = self.cdr, self._count
+        cdr, unpack = self.cdr, self._length.unpack_from
 
         def read(data: memoryview, at: int) -> tuple[str, int]:
-            length, at = count_of(data, at, 1)
-            text = str(data[at : at + length], "utf-8", "replace")
-            return text.rstrip("\0") if cdr else text, at + length
+            at = (at + 3) & -4 if cdr else at
+            end: int = at + 4 + unpack(data, at)[0]
+            if end > len(data):
+                raise SourceError(f"a text claims {end - at - 4:,} bytes, {len(data) - at - 4:,} bytes are left")
+            text = str(data[at + 4 : end], "utf-8", "replace")
+            return text.rstrip("\0") if cdr else text, end
 
         return read
 
