@@ -104,6 +104,16 @@ def test_a_chunk_in_the_middle(tmp_path: Path) -> None:
     assert "is passed over: bz2 data cannot be unpacked" in problems[0]
 
 
+def test_counts_that_are_wrong(tmp_path: Path) -> None:
+    """An index that leaves messages out, or counts more, is found out by reading."""
+    path = write_bag(tmp_path / "a.bag", some(1), chunk=10**6)
+    data = path.read_bytes()
+    at = data.rindex(struct.pack("<II", 0, 20))
+    count, problems = look(spoiled(path, at, struct.pack("<II", 0, 21)))
+    assert count == 40
+    assert problems == ["/joints: the file counts 21 messages, 20 were read"]
+
+
 def test_a_summary_that_lies(tmp_path: Path) -> None:
     """Nothing is found by what the summary points at: one that is wrong only costs its counts."""
     path = write_mcap(tmp_path / "a.mcap", some(2))

@@ -96,6 +96,9 @@ def test_mcap(tmp_path: Path, how: Mcap) -> None:
             "/steps": ("arm_msgs/msg/Step", "cdr", 20),
         }
         assert log.info()["profile"] == "ros2"
+        if how.indexed or not how.summary:  # else nothing leads to them but a walk through the file
+            assert log.info()["metadata"] == {"robot": {"name": "arm 7"}}
+            assert log.info()["attachments"] == ["calibration.yaml"]
         compression = how.compression.name.lower() if how.chunked else None
         list(log.messages())
         assert log.info().get("compression") == compression
@@ -279,6 +282,22 @@ module geometry_msgs {{ module msg {{ struct Vector3 {{ double x; double y; doub
     assert found[0].value["at"] == {"x": 1.0, "y": 2.0, "z": 3.0}
     assert found[0].value["forces"].tolist() == [4.0, 5.0]
     assert found[0].value["closed"] is True
+
+
+def test_ros1_messages_in_mcap(tmp_path: Path) -> None:
+    writer = McapWriter(str(tmp_path / "a.mcap"))
+    writer.start("ros1")
+    items = [steps(1, number) for number in range(3)]
+    text = store(1).generate_msgdef("arm_msgs/msg/Step", ros_version=1)[0]
+    channel = writer.register_channel(
+        "/steps", "ros1", writer.register_schema("arm_msgs/Step", "ros1msg", text.encode())
+    )
+    for item in items:
+        writer.add_message(channel, item.log_ns, item.data, item.log_ns)
+    writer.finish()
+    found, problems = read(tmp_path / "a.mcap")
+    check(found, items, 1)
+    assert not problems
 
 
 def test_only_the_topics_asked_for(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Db3Log(LogFile):
             with reading():
                 self._check_tables()
                 self._channels = dict(self._read_channels())
+                self.hint = self._distro()
         except SourceError:
             self._database.close()
             raise
@@ -53,7 +54,7 @@ class Db3Log(LogFile):
         return self._channels
 
     def info(self) -> dict[str, Any]:
-        return {"container": "db3", "bytes": self._size, "write_ahead_log": self._wal}
+        return {"container": "db3", "bytes": self._size, "write_ahead_log": self._wal, "ros_distro": self.hint}
 
     def close(self) -> None:
         self._database.close()
@@ -142,6 +143,12 @@ class Db3Log(LogFile):
         query = f"SELECT topic_type, encoding, encoded_message_definition FROM message_definitions LIMIT {MAX_TOPICS}"
         return {kind: (form, text) for kind, form, text in self._database.execute(query) if isinstance(text, str)
                 and form not in ("", "unknown")}  # fmt: skip
+
+    def _distro(self) -> str:
+        """The distribution that recorded it, which recordings since ROS 2 iron name."""
+        columns = {row[1] for row in self._database.execute("PRAGMA table_xinfo(schema)")}
+        found = self._database.execute("SELECT ros_distro FROM schema").fetchone() if "ros_distro" in columns else None
+        return found[0] if found and isinstance(found[0], str) else ""
 
     def _count(self) -> None:
         try:
