@@ -334,6 +334,25 @@ def test_a_database_that_is_cut_off(tmp_path: Path) -> None:
     assert "the database cannot be read" in refused or "without the table" in refused
 
 
+def test_a_database_that_leads_in_a_circle(tmp_path: Path) -> None:
+    """A page of the tree that names the same leaf again and again: no row is read twice."""
+    path = bare_db3(tmp_path / "a.db3", [joints(2, number) for number in range(400)])
+    database = sqlite3.connect(path)
+    (root,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'messages'").fetchone()
+    database.close()
+    data = bytearray(path.read_bytes())
+    page = (root - 1) * 4096
+    assert data[page] == 5  # an inner page: its cells begin with the number of a page
+    (cells,) = struct.unpack_from(">H", data, page + 3)
+    places = [page + place for place in struct.unpack_from(f">{cells}H", data, page + 12)]
+    for place in places:
+        data[place : place + 4] = data[places[0] : places[0] + 4]
+    path.write_bytes(data)
+    count, problems = look(path)
+    assert 0 < count < 100
+    assert f"nothing is read behind row {count}: row 1 comes after row {count}" in problems
+
+
 def test_json_that_is_hostile(tmp_path: Path) -> None:
     values = {
         "/x": [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": NaN, "b": 1e999}', b'{"a": "\xff"}', b"\xff"]

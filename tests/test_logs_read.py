@@ -165,21 +165,20 @@ def test_a_distribution_is_found_by_trying(tmp_path: Path) -> None:
     """Without definitions a type that changed between distributions is read by the one that takes all bytes."""
     from rosbags.typesys import Stores, get_typestore
 
-    foxy = get_typestore(Stores.ROS2_FOXY)
-    kind = "sensor_msgs/msg/RegionOfInterest"
-    changed = [
-        name
-        for name, (_, fields) in foxy.fielddefs.items()
-        if name in store(2).fielddefs and store(2).fielddefs[name][1] != fields and name.startswith("rcl_interfaces")
-    ]
-    name = next(name for name in changed if name == "rcl_interfaces/msg/ParameterDescriptor")
-    empty = foxy.types["rcl_interfaces/msg/IntegerRange"]
-    made = foxy.types[name]("speed", 3, "how fast", "", False, [], [empty(0, 9, 1)])
-    items = [Item("/descriptor", name, START, bytes(foxy.serialize_cdr(made, name)))]
-    found, problems = read(bare_db3(tmp_path / "old.db3", items))
-    assert found[0].value["integer_range"] == [{"from_value": 0, "to_value": 9, "step": 1}]
+    jazzy, kind = get_typestore(Stores.ROS2_JAZZY), "sensor_msgs/msg/Range"
+    assert [name for name, _ in jazzy.fielddefs[kind][1]][-1] == "variance"  # which humble does not have
+    assert "variance" not in dict(store(2).fielddefs[kind][1])
+    header = jazzy.types["std_msgs/msg/Header"](jazzy.types["builtin_interfaces/msg/Time"](1, 2), "eye")
+    made = jazzy.types[kind](header, 1, 0.5, 0.25, 4.0, 1.5, 0.125)
+    new = [Item("/range", kind, START, bytes(jazzy.serialize_cdr(made, kind)))]
+    found, problems = read(bare_db3(tmp_path / "new.db3", new))
+    assert found[0].value["variance"] == 0.125
     assert not problems
-    assert kind in store(2).fielddefs
+    old = [Item("/range", kind, START, encode(2, kind, {"range": 2.5}))]
+    found, problems = read(bare_db3(tmp_path / "old.db3", old))
+    assert found[0].value["range"] == 2.5
+    assert "variance" not in found[0].value
+    assert not problems
 
 
 def test_big_endian_and_zero_stamps(tmp_path: Path) -> None:
