@@ -44,7 +44,8 @@ SOURCES = {
     ),
 }
 """peer -> the sources that its own writer left in a folder."""
-SUFFIX = {"robomimic": ".hdf5"}
+SUFFIX = {"robomimic": ".hdf5", "minari": "-v0"}
+"""What the name of an export ends with; Minari finds a dataset by an id with a version."""
 
 
 @dataclass
@@ -154,7 +155,9 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
         mapping = dict(dataset.manifest.provenance).get("options", {}).get("mapping", {})
-    said = "\n".join([*mapping.get("dropped", ()), *receipt.get("notes", ()), *trip.dropped, *notes])
+        # What became no feature is kept in source_meta; an export that declares that one as dropped drops all of it.
+        kept = json.dumps([sample.source_meta for sample in dataset]) if "source_meta" in "".join(trip.dropped) else ""
+    said = "\n".join([*mapping.get("dropped", ()), *receipt.get("notes", ()), *trip.dropped, *notes, kept])
     trip.ours.problems += check_stats(seen)
     if trip.to == "robomimic" and seen["about"]["info_rc"]:
         trip.ours.lines.append(f"get_dataset_info.py: {' '.join(seen['about']['info_says'])}")

@@ -8,9 +8,12 @@ KINDS = {
     "lerobot": "converters.lerobot:LerobotConverter",
     "minari": "converters.minari.converter:MinariConverter",
     "d4rl": "converters.d4rl:D4rlConverter",
+    "zarr": "converters.zarr_buffer.converter:ZarrConverter",
     "aloha": "converters.aloha:AlohaConverter",
     "rlds": "converters.rlds.converter:RldsConverter",
-    "imagenet": "converters.imagenet:ImagenetConverter",
+    "imagenet": "converters.images.imagenet:ImagenetConverter",
+    "image-table": "converters.images.table:TableConverter",
+    "webdataset": "converters.images.webdataset:WebdatasetConverter",
     "hdf5": "converters.generic_hdf5:Hdf5Converter",
 }
 """name -> the converter's class. Its docstring's first line says what it reads.

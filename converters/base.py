@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from converters import KINDS
+from converters.looks import looks_like
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import DatasetSpec
 from vrl3data.schema import SPLIT, Episode
@@ -72,7 +73,8 @@ class Converter(Protocol):
 class FieldMap(Protocol):
     """Which field of a source becomes which feature."""
 
-    def to_toml(self) -> str: ...
+    def to_toml(self, known: Mapping[str, Any]) -> str:
+        """To be edited and given back. `known`: all fields there are."""
 
     def text(self) -> str:
         """A table for people."""
@@ -84,6 +86,9 @@ class Mapped(Protocol):
 
     def mapping(self) -> FieldMap:
         """As given in the options, else guessed. SourceError, ConfigError."""
+
+    def known(self) -> Mapping[str, Any]:
+        """All fields that the sources have."""
 
 
 def find(kind: str) -> type[Converter]:
@@ -101,7 +106,10 @@ def recognise(source: Path) -> str:
         if find(kind).recognises(source):
             return kind
     with locate(path=source):
-        raise SourceError(f"no converter recognises this; name the kind: {', '.join(KINDS)}")
+        raise SourceError(
+            f"no converter recognises this: it is {looks_like(source)}; if it is of a known kind after all, name it: "
+            + ", ".join(KINDS)
+        )
 
 
 def check_exists(source: Path) -> None:

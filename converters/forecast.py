@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from vrl3data.schema import Feature
 
 TRIED = 16
 """Units that are read and encoded, spread evenly over the source."""
+BUDGET_S, LEAST = 20.0, 2
+"""Seconds after which no further one is tried, if so many were."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def _described(feature: Feature) -> dict[str, Any]:
 def forecast(
     converter: Converter, dest: Path, options: RunOptions | None = None, reporter: Reporter | None = None
 ) -> Forecast:
-    """Plan, and encode up to TRIED units. Writes nothing in or beside `dest`.
+    """Plan, and encode up to TRIED units, fewer if they are slow. Writes nothing in or beside `dest`.
 
     Raises what a conversion would raise before its first sample: SourceError, ConfigError, DestinationError. What is
     broken in the source, if the plan got past it, is in `problems`.
@@ -86,7 +89,7 @@ def forecast(
     there = _already(dest, plan.spec, options)
     units = list(plan.units)
     with contextlib.closing(converter):
-        tried = list(_tried(converter, plan, units, reporter))
+        tried = _tried(converter, plan, units, reporter)
     samples = [result for result in tried if isinstance(result, _Size)]
     failed = [(result.unit, result.error) for result in tried if isinstance(result, Failed)]
     shards, size, steps = _written(plan.spec, samples)
@@ -115,23 +118,29 @@ class _Size:
     steps: int
 
 
-def _tried(converter: Converter, plan: Plan, units: Sequence[Unit], reporter: Reporter) -> Iterator[_Size | Failed]:
+def _tried(converter: Converter, plan: Plan, units: Sequence[Unit], reporter: Reporter) -> list[_Size | Failed]:
     made, count = plan.spec.provenance, min(TRIED, len(units))
-    chosen = [units[number * len(units) // count] for number in range(count)]
+    places = [number * len(units) // count for number in range(count)]
+    order = list(dict.fromkeys(place for pair in zip(places, reversed(places), strict=True) for place in pair))
+    results: dict[int, _Size | Failed] = {}
+    started = time.monotonic()
     identity = Identity(made.source_identity, made.converter, made.options)
     with (
         tempfile.TemporaryDirectory(prefix="vrl3data-") as spool,
         reporter.progress("trying", count, plan.spec.schema.kind) as advance,
     ):
         setup = Setup(converter, plan.spec.schema, identity, Path(spool))
-        for unit in chosen:
-            result = setup.one(unit)
+        for place in order:  # from both ends, so that a few of them are far apart
+            if len(results) >= LEAST and time.monotonic() - started > BUDGET_S:
+                break
+            result = setup.one(units[place])
             if isinstance(result, EncodedSample):
-                yield _Size(result.meta["split"], result.shard_bytes, result.meta.get("length", 0))
+                results[place] = _Size(result.meta["split"], result.shard_bytes, result.meta.get("length", 0))
                 result.discard()
             else:
-                yield result
+                results[place] = result
             advance(1)
+    return [results[place] for place in sorted(results)]
 
 
 def _written(spec: DatasetSpec, samples: Sequence[_Size]) -> tuple[int, int, int]:

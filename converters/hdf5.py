@@ -134,7 +134,7 @@ def check_dataset(dataset: h5py.Dataset) -> None:
         try:
             dtype, created = dataset.dtype, dataset.id.get_create_plist()
             elsewhere = created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL
-            claimed = math.prod(dataset.id.shape) * dtype.itemsize
+            claimed = math.prod(dataset.shape or ()) * dtype.itemsize
             stored = dataset.id.get_storage_size()
         except BROKEN as error:
             raise SourceError(f"cannot be read: {_first_line(error)}") from error
@@ -179,7 +179,8 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         for name in sorted(item.attrs):
-            size = item.attrs.get_id(name).get_storage_size()
+            attribute = item.attrs.get_id(name)
+            size = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
             if size > MAX_ATTRIBUTE:
                 raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
             found[name] = plain(item.attrs[name])

@@ -1,9 +1,10 @@
-"""Conversions on a Ray cluster of two nodes, each a process of this machine: python tests/ray_run.py COMMAND ...
+"""Conversions on a Ray cluster of two nodes, each a process of this machine: python tests/ray_run.py FOLDER
 
-same SOURCE DEST        convert pictures, as the command line does with --ray-address
-kill SOURCE DEST        the same, while a worker that has begun is killed
-large SOURCE DEST       episodes with members that travel in pieces
-fault SOURCE DEST       a converter that makes a mistake
+FOLDER holds `pictures`. It gets the datasets
+    same    of the pictures, as the command line makes it with --ray-address
+    killed  the same, while a worker that has begun is killed
+    large   of episodes with members that travel in pieces
+and fault.txt, what a converter that makes a mistake ends in.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ray.cluster_utils import Cluster
 
 import vrl3data
 from converters.base import Plan, Unit
-from converters.imagenet import ImagenetConverter
+from converters.images.imagenet import ImagenetConverter
 from converters.run import RunOptions, run
+from converters.worker import WorkerFault
 from vrl3data import encode
 from vrl3data.manifest import DatasetSpec, Provenance
 from vrl3data.schema import Episode, Feature, Schema
@@ -72,26 +74,32 @@ def kill_one(told: Path) -> None:
     (told / "killed").touch()
 
 
+def convert_all(folder: Path, address: str) -> None:
+    how = RunOptions(2, executor="ray", ray_address=address)
+    pictures, numbers = folder / "pictures", folder / "numbers.txt"
+    numbers.write_text("4")
+    vrl3data.convert("imagenet", pictures, folder / "same", {"shard_size": 60_000}, jobs=0, executor="ray",
+                     ray_address=address)  # fmt: skip
+    threading.Thread(target=kill_one, args=(folder / "told",), daemon=True).start()
+    run(Killed([pictures], ImagenetConverter.Options(shard_size=60_000)), folder / "killed", how)
+    assert (folder / "told" / "killed").exists()
+    run(Large(numbers), folder / "large", how)
+    try:
+        run(Faulty(numbers), folder / "fault", how)
+    except WorkerFault as fault:
+        (folder / "fault.txt").write_text(f"{fault}\n{fault.__cause__}")
+    assert not ray.is_initialized()  # what we began is over
+
+
 def main() -> None:
-    what, source, dest = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    told = dest.with_name("told")
-    told.mkdir(exist_ok=True)
-    os.environ["KILLED_TOLD"] = str(told)
+    folder = Path(sys.argv[1])
+    (folder / "told").mkdir()
+    os.environ["KILLED_TOLD"] = str(folder / "told")
     nodes = {"num_cpus": 1, "object_store_memory": 100 * 1024**2}
     cluster: Any = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
-    cluster.add_node(**nodes)
-    how = RunOptions(2, executor="ray", ray_address=cluster.address)
     try:
-        if what == "same":
-            vrl3data.convert("imagenet", source, dest, {"shard_size": 60_000}, jobs=0, executor="ray",
-                             ray_address=cluster.address)  # fmt: skip
-        elif what == "kill":
-            threading.Thread(target=kill_one, args=(told,), daemon=True).start()
-            run(Killed([source], ImagenetConverter.Options(shard_size=60_000)), dest, how)
-            assert (told / "killed").exists()
-        else:
-            run({"large": Large, "fault": Faulty}[what](source), dest, how)
-        assert not ray.is_initialized()  # what we started is over
+        cluster.add_node(**nodes)
+        convert_all(folder, cluster.address)
     finally:
         cluster.shutdown()
 

@@ -22,7 +22,7 @@ import vrl3data
 from converters.base import find
 from vrl3data import cli, config
 from vrl3data.cli.common import Size, human_bytes
-from vrl3data.cli.convert import convert
+from vrl3data.cli.kinds import convert
 from vrl3data.errors import ConfigError, Source, SourceError, did_you_mean, locate
 from vrl3data.report import Console
 

@@ -13,7 +13,7 @@ from test_cli import CONTRIBUTED, blocks
 
 from converters import KINDS
 from converters.conformance import CHECKS, PLACES
-from converters.conformance.checker import conform, find_check
+from converters.conformance.checker import How, conform, find_check
 from converters.conformance.subject import Order, Subject, Unfit
 from vrl3data.errors import ConfigError, SourceError, Vrl3dataError
 
@@ -83,7 +83,7 @@ def test_a_good_converter_passes_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "failing"),
     [
-        ("Hangs", {"truncated": "cut to .* bytes: reading 0.npy did not end within 4 s", "emptied": "did not end"}),
+        ("Hangs", {"truncated": "cut to .* bytes: reading 0.npy did not end within 5 s", "emptied": "did not end"}),
         ("Dies", {"truncated": "reading 0.npy ended the process, code 9", "emptied": "ended the process"}),
         ("Litters", {"untouched": "the source has changed: source/cache.bin"}),
     ],
@@ -92,8 +92,9 @@ def test_what_hangs_or_dies_is_found_and_the_rest_is_checked(
     tmp_path: Path, name: str, failing: dict[str, str]
 ) -> None:
 
-    found = conform(f"grids:{name}", [make_grids(tmp_path / "source", 3)], patience_s=4)
-    assert [outcome.check for outcome in found] == list(CHECKS)
+    checks = ("source", "truncated", "emptied", "untouched")
+    found = conform(f"grids:{name}", [make_grids(tmp_path / "source", 3)], how=How(patience_s=5, checks=checks))
+    assert [outcome.check for outcome in found] == list(checks)
     failed = {outcome.check: outcome.reason for outcome in found if not outcome.passed}
     assert set(failed) == set(failing)
     for check, match in failing.items():
@@ -118,12 +119,15 @@ def test_wrong_calls(tmp_path: Path) -> None:
     for place, match in [
         ("grids", "expected module:Class, found 'grids'"),
         ("grids:Nothing", "cannot load 'grids:Nothing'.*has no attribute"),
+        (":X", "cannot load ':X': Empty module name"),
         ("no_such_module:X", "cannot load 'no_such_module:X': No module named"),
     ]:
         with pytest.raises(ConfigError, match=match):
             conform(place, [source])
     with pytest.raises(SourceError, match="there is no such file"):
         conform("grids:Grids", [tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match="no check 'jbos'; did you mean 'jobs'"):
+        conform("grids:Grids", [source], how=How(checks=("jbos",)))
     with (tmp_path / "large").open("wb") as file:
         file.truncate(300 * 1024**2)
     with pytest.raises(ConfigError, match="give one of at most 256 MiB"):
@@ -157,7 +161,7 @@ def test_our_kinds_conform(tmp_path: Path, kind: str) -> None:
         source = make_demonstrations(tmp_path / "door.pickle", count=2, length=2)
     else:
         source = make_pictures(tmp_path / "pictures", 5)
-    found = conform(kind, [source], ["image_size=16"], most=2 if kind == "adroit" else 8)
+    found = conform(kind, [source], ["image_size=16"], how=How(2 if kind == "adroit" else 8))
     assert [outcome for outcome in found if not outcome.passed] == []
 
 
@@ -171,5 +175,7 @@ def test_the_kinds_are_listed() -> None:
     assert {"name": "look", "type": "vrl3|gymnasium", "default": "vrl3"} in found["adroit"]["options"]
     assert not {"codec", "shard_size"} & {option["name"] for option in found["adroit"]["options"]}
     text = run_cli("sources").stdout
-    assert "imagenet  Class folders of JPEG pictures" in text
-    assert "--fit shorter|square|none" in text
+    for kind in found.values():
+        assert f"{kind['name']} " in text
+        assert kind["reads"] in text
+    assert "--look vrl3|gymnasium" in text

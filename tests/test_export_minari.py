@@ -156,16 +156,26 @@ def test_what_is_absent_somewhere_is_dropped_and_said(tmp_path: Path) -> None:
         give(tmp_path / "other", tmp_path / "y-v0")
 
 
-def test_names_that_minari_would_not_find_are_refused(tmp_path: Path) -> None:
+def test_the_id_follows_the_rule_of_minari(tmp_path: Path) -> None:
     source = write_dataset(tmp_path / "set", 1)
-    with pytest.raises(DestinationError, match="Minari wants names such as out-v0"):
-        give(source, tmp_path / "out")
-    with pytest.raises(DestinationError, match="DEST must end in ns/b-v1"):
-        give(source, tmp_path / "b-v1", dataset_id="ns/b-v1")
-    with pytest.raises(ConfigError, match="expected \\(namespace/\\)name-vN"):
-        give(source, tmp_path / "b-v1", dataset_id="../b-v1")
+
+    def given(dest: str, **options: Any) -> tuple[str, str]:
+        receipt = give(source, tmp_path / dest, **options)
+        return json.loads((tmp_path / dest / "data/metadata.json").read_text())["dataset_id"], receipt.notes[-1]
+
+    assert given("out push.1")[0] == "out-push-1-v0"
+    assert "once it lies in plain-v0 below" in given("plain")[1]
+    assert given("cube-v7")[0] == "cube-v7"
+    name, how = given("root/ns/cube-v1", dataset_id="ns/cube-v1")
+    assert name == "ns/cube-v1"
+    assert "set to the folder that holds" in how
+    for wrong in ("../b-v1", "b", "a b-v1"):
+        with pytest.raises(ConfigError, match="expected \\(namespace/\\)name-vN"):
+            give(source, tmp_path / "other", dataset_id=wrong)
     with pytest.raises(ConfigError, match="refuse or drop-last"):
-        give(source, tmp_path / "b-v1", final="copy")
+        give(source, tmp_path / "other", final="copy")
+    with pytest.raises(DestinationError, match="something already"):
+        give(source, tmp_path / "cube-v7")
     assert not list(tmp_path.glob("*.new"))
 
 
@@ -197,3 +207,16 @@ def test_what_came_from_minari_goes_back(tmp_path: Path) -> None:
 
 def test_the_exporter_says_what_it_writes() -> None:
     assert MinariExporter.__doc__
+
+
+def test_tuples_and_options_go_back_as_they_were(tmp_path: Path) -> None:
+    run(MinariConverter([make_minari.make_hdf5(tmp_path / "up-v0")], EpisodeOptions()), tmp_path / "set")
+    give(tmp_path / "set", tmp_path / "down-v0")
+    space = json.loads(json.loads((tmp_path / "down-v0/data/metadata.json").read_text())["observation_space"])
+    goal = space["subspaces"]["goal"]
+    assert goal["type"] == "Tuple"
+    assert goal["subspaces"][0] == {"type": "Discrete", "dtype": "int64", "start": -1, "n": 4}
+    with h5py.File(tmp_path / "down-v0/data/main_data.hdf5") as file:
+        assert file["episode_1"].attrs["options/level"] == 2
+        want = make_minari.content(1, 1)["observations/goal/_index_0"]
+        assert np.array_equal(file["episode_1/observations/goal/_index_0"], want)

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -318,6 +318,15 @@ def test_a_dry_run_of_a_part_estimates_the_rest(tmp_path: Path) -> None:
     assert (selected.units, selected.steps, selected.exact) == (4, 32, True)
 
 
+def test_a_dry_run_of_slow_units_tries_few_of_them_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.forecast.BUDGET_S", 0.0)
+    found = forecast(numbers(tmp_path, "200 187=fail"), tmp_path / "out")
+    assert found.tried == 2
+    assert [name for name, _ in found.problems] == ["demo_187"]
+    monkeypatch.undo()
+    assert forecast(numbers(tmp_path, "200"), tmp_path / "out").tried == 16
+
+
 def test_a_dry_run_is_refused_where_the_conversion_would_be(tmp_path: Path) -> None:
     root = make_pictures(tmp_path / "pictures")
     vrl3data.convert("imagenet", root, tmp_path / "out", {"image_size": 32})
@@ -367,8 +376,8 @@ def test_dry_runs_on_the_command_line(tmp_path: Path) -> None:
 
 
 class _Map:
-    def to_toml(self) -> str:
-        return '[features]\naction = "actions"\n'
+    def to_toml(self, known: Mapping[str, str]) -> str:
+        return f"# {', '.join(known)}\n"
 
     def text(self) -> str:
         return "actions -> action"
@@ -380,6 +389,9 @@ class MappedNumbers(Numbers):
     def mapping(self) -> _Map:
         return _Map()
 
+    def known(self) -> Mapping[str, str]:
+        return {"actions": "float32[2]"}
+
 
 def test_a_mapping_is_said_and_written_for_editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers(tmp_path, "3")
@@ -390,7 +402,7 @@ def test_a_mapping_is_said_and_written_for_editing(tmp_path: Path, monkeypatch: 
     vrl3data.convert("mapped", source, tmp_path / "out", reporter=Console(stream=said))
     assert "actions -> action" in said.getvalue()
     file = vrl3data.app.write_mapping("mapped", [source], tmp_path / "maps" / "m.toml")
-    assert file.read_text() == '[features]\naction = "actions"\n'
+    assert file.read_text() == "# actions\n"
     with pytest.raises(DestinationError, match=r"there is a file of that name already.*m\.toml"):
         vrl3data.app.write_mapping("mapped", [source], file)
     with pytest.raises(ConfigError, match="the kind 'numbers' has no mapping of fields"):

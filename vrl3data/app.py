@@ -96,7 +96,7 @@ def write_mapping(
     converter = _converter(kind, sources, file, options or {})
     if not isinstance(converter, Mapped):
         raise ConfigError(f"the kind {kind!r} has no mapping of fields")
-    text = converter.mapping().to_toml()
+    text = converter.mapping().to_toml(converter.known())
     with locate(path=file):
         if file.exists():
             raise DestinationError("there is a file of that name already; choose another, or delete it")

@@ -19,12 +19,22 @@ from converters import KINDS
 from converters.base import check_exists
 from converters.conformance import CHECKS, NEEDED, PLACES
 from converters.conformance.subject import Order, Subject, Unfit, load, snapshot
-from vrl3data.errors import ConfigError, Vrl3dataError
+from vrl3data.errors import ConfigError, Vrl3dataError, did_you_mean
 from vrl3data.report import Reporter, Silent
 
 MAX_BYTES = 256 * 1024**2
 """Of a source, which is copied to be damaged."""
-PATIENCE_S = 120.0
+START_S = 120.0
+"""For a process to start."""
+
+
+@dataclass(frozen=True)
+class How:
+    """`most` units are read at most; a single step may take `patience_s`; `checks`: only these, empty for all."""
+
+    most: int = 8
+    patience_s: float = 120.0
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,39 +51,41 @@ def conform(
     sources: Sequence[Path],
     settings: Sequence[str] = (),
     reporter: Reporter | None = None,
-    *,
-    most: int = 8,
-    patience_s: float = PATIENCE_S,
+    how: How | None = None,
 ) -> list[Outcome]:
-    """Check the converter `module:Class`, or a kind, on `sources`. One outcome per check of CHECKS, in that order.
+    """Check the converter `module:Class`, or a kind, on `sources`. One outcome per check, in the order of CHECKS.
 
-    `most` units are read at most; `patience_s`: how long a single step may take. ConfigError if there is no such
-    class; SourceError if there is no such source.
+    ConfigError if there is no such class or check; SourceError if there is no such source.
     """
-    place, reporter = KINDS.get(place, place), reporter or Silent()
+    place, reporter, how = KINDS.get(place, place), reporter or Silent(), how or How()
+    for name in how.checks:
+        if name not in CHECKS:
+            raise ConfigError(f"no check {name!r}{did_you_mean(name, CHECKS)}")
+    names = [name for name in CHECKS if not how.checks or name in how.checks]
     load(place)
     for source in sources:
         check_exists(source)
     before = snapshot(sources)
     if sum(size for _, size, _ in before.values()) > MAX_BYTES:
         raise ConfigError(f"the source is copied and damaged; give one of at most {MAX_BYTES // 1024**2} MiB")
-    with tempfile.TemporaryDirectory(prefix="vrl3data-") as folder, reporter.progress(
-        "checking", len(CHECKS), "checks"
-    ) as advance:  # fmt: skip
-        outcomes = []
-        order = Order(place, tuple(sources), tuple(settings), Path(folder), most)
-        for outcome in _outcomes(order, patience_s):
+    outcomes = []
+    with (
+        tempfile.TemporaryDirectory(prefix="vrl3data-") as folder,
+        reporter.progress("checking", len(names), "checks") as advance,
+    ):
+        order = Order(place, tuple(sources), tuple(settings), Path(folder), how.most)
+        for outcome in _outcomes(order, names, how.patience_s):
             outcomes.append(outcome)
             advance(1)
     changed = sorted({name for name, _ in before.items() ^ snapshot(sources).items()})
-    if changed:
+    if changed and "untouched" in names:
         outcomes[-1] = Outcome("untouched", False, f"the source has changed: {', '.join(changed[:3])}")
     return outcomes
 
 
-def _outcomes(order: Order, patience_s: float) -> Iterator[Outcome]:
+def _outcomes(order: Order, left: list[str], patience_s: float) -> Iterator[Outcome]:
     """A process does one check after the other; where it ends or hangs, another one does the rest."""
-    left = list(CHECKS)
+    left = list(left)
     while left:
         with _Process(order, left) as process:
             for outcome in process.outcomes(patience_s):
@@ -106,6 +118,7 @@ class _Process:
     def outcomes(self, patience_s: float) -> Iterator[Outcome]:
         """Ends early after a check that ended the process."""
         doing = ""
+        self.ours.poll(START_S)
         for name in self.names:
             while True:
                 if not self.ours.poll(patience_s):

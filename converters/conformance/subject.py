@@ -42,7 +42,7 @@ def load(place: str) -> Any:
         raise ConfigError(f"expected module:Class, found {place!r}")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise ConfigError(f"cannot load {place!r}: {error}") from error
 
 

@@ -11,10 +11,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -23,7 +23,7 @@ from PIL import Image
 from converters.export.base import NEW
 from converters.export.minari_spaces import nested, space_of
 from vrl3data.dataset import Dataset, StoredSample
-from vrl3data.errors import ConfigError, DestinationError, locate
+from vrl3data.errors import ConfigError, locate
 from vrl3data.report import Reporter
 from vrl3data.schema import Array, Feature
 
@@ -44,12 +44,13 @@ KEPT = ("code_permalink", "author", "author_email", "algorithm_name", "env_spec"
 
 @dataclass(frozen=True)
 class MinariExportOptions:
-    """`dataset_id`: (namespace/)name-vN, the name of DEST if empty. `final`: what to do with an episode whose final
-    observation was not recorded: refuse, or drop its last action. `jpeg`: pictures as JPEG files, with loss."""
+    """What Minari leaves to choose."""
 
-    dataset_id: str = ""
-    final: str = "refuse"
-    jpeg: bool = False
+    dataset_id: str = field(default="", metadata={"help": "(namespace/)name-vN.", "shown": "from the name of DEST"})
+    final: Literal["refuse", "drop-last"] = field(default="refuse", metadata={
+        "help": "What to do with episodes whose final observation was not recorded; drop-last leaves out their last "
+                "action."})  # fmt: skip
+    jpeg: bool = field(default=False, metadata={"help": "Pictures as JPEG files, with loss, as Minari's own default."})
 
 
 @dataclass
@@ -107,8 +108,8 @@ class MinariExporter:
         return tuple(lines)
 
     def write(self, dest: Path, reporter: Reporter) -> tuple[str, ...]:
-        """In blocks of rows. DestinationError if DEST is not named as the id says."""
-        name = self._id(dest.name.removesuffix(NEW), dest)
+        """In blocks of rows."""
+        name = self._id(dest)
         data = dest / "data"
         data.mkdir(parents=True)
         self._counts: Counter[str] = Counter()
@@ -128,8 +129,7 @@ class MinariExporter:
                 advance(1)
         size = round((data / "main_data.hdf5").stat().st_size / 1e6, 1)
         (data / "metadata.json").write_text(json.dumps(self._metadata(name, written, size)), "utf-8")
-        how = f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to where {name} lies"
-        return (*self._notes(), how)
+        return (*self._notes(), _how_to_read(name, dest.with_name(dest.name.removesuffix(NEW))))
 
     # -- where things go -----------------------------------------------------------------------------------
 
@@ -208,6 +208,8 @@ class MinariExporter:
         group.attrs.update({"id": number, "total_steps": length})
         if isinstance(said.get("seed"), int):
             group.attrs["seed"] = said["seed"]
+        if isinstance(said.get("options"), dict):
+            group.attrs.update(_flat("options", said["options"]))
         for name in self._attributes:
             if name not in item.absent:
                 group.attrs[name] = item[name][0]
@@ -253,14 +255,11 @@ class MinariExporter:
     def _is_jpeg(self, feature: Feature) -> bool:
         return self.options.jpeg and feature.is_image and min(feature.shape[:2]) >= 32
 
-    def _id(self, name: str, dest: Path) -> str:
-        found = self.options.dataset_id or name
-        place = dest.with_name(name)
-        if not ID.fullmatch(found):
-            raise DestinationError(f"Minari wants names such as {found}-v0: name DEST so, or give --dataset-id")
-        if not place.as_posix().endswith("/" + found):
-            raise DestinationError(f"Minari finds {found} by its path only: DEST must end in {found}")
-        return found
+    def _id(self, dest: Path) -> str:
+        """As asked for, or the name of DEST as one that Minari takes."""
+        name = dest.name.removesuffix(NEW)
+        clean = re.sub(r"[^-\w]+", "-", name).strip("-") or "set"
+        return self.options.dataset_id or (name if ID.fullmatch(name) else f"{clean}-v0")
 
     def _metadata(self, name: str, episodes: int, size: float) -> dict[str, Any]:
         schema, manifest = self.dataset.schema, self.dataset.manifest
@@ -301,9 +300,27 @@ class MinariExporter:
             yield f"pictures are stored bit by bit (jpeg_encoding false), which Minari reads from {VERSION} on"
 
 
+def _flat(prefix: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and texts of nested options as Minari's attributes, `options/level`; the rest stays in source_meta."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(f"{prefix}/{key}", value)
+        elif isinstance(value, (bool, int, float, str)):
+            found[f"{prefix}/{key}"] = value
+    return found
+
+
+def _how_to_read(name: str, dest: Path) -> str:
+    if dest.as_posix().endswith(f"/{name}"):
+        return f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to the folder that holds {name}"
+    return f"minari.load_dataset({name!r}) finds it once it lies in {name} below MINARI_DATASETS_PATH"
+
+
 def _tree(top: str, names: dict[str, str]) -> dict[str, str]:
     """Feature -> path, dots as groups; one whose path is also a group keeps its dots."""
     paths = {feature: f"{top}/{name.replace('.', '/')}" for feature, name in names.items()}
+    paths = {feature: re.sub(r"/index_(\d+)(?=/|$)", r"/_index_\1", path) for feature, path in paths.items()}
     groups = {path[: match.start()] for path in paths.values() for match in re.finditer("/", path)}
     return {feature: f"{path}_" if path in groups else path for feature, path in paths.items()}
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -34,13 +34,17 @@ FACTS = ("name", "rows", "color", "flip", "names", "unit", "bounds", "descriptio
 
 @dataclass(frozen=True)
 class RobomimicExportOptions:
-    """`features`: only these. `env_args`: a JSON file. `dones`: which steps are done, if not those of the dataset."""
+    """What goes into the file."""
 
-    features: tuple[str, ...] = ()
-    dones: str = "auto"
-    next_obs: bool = True
-    env_args: str = ""
-    compress: bool = False
+    features: tuple[str, ...] = field(default=(), metadata={
+        "help": "Feature to export, besides the actions; repeat for more.", "shown": "all"})  # fmt: skip
+    dones: Literal["auto", "success", "end", "both"] = field(default="auto", metadata={
+        "help": "Which steps are done: auto takes those of the dataset, else 1 at an end in success where it is known, "
+        "else 1 at each last step."})  # fmt: skip
+    next_obs: bool = field(default=True, metadata={"help": "Write next_obs where there is a final observation."})
+    env_args: str = field(default="", metadata={
+        "help": "JSON file with env_name, type and env_kwargs.", "shown": "of the source"})  # fmt: skip
+    compress: bool = field(default=False, metadata={"help": "Pack all arrays with gzip."})
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ class RobomimicExporter:
 
     def dropped(self) -> tuple[str, ...]:
         """What is not in the file."""
-        lines = [f"{name}: not asked for" for name in self.dataset.schema.names if name not in self._places]
+        clocks = {feature.name: feature.clock for feature in self.dataset.schema.features}
+        lines = [
+            f"{name}: a stream with its own clock ({clocks[name]}); robomimic has one row for each step"
+            if clocks[name] else f"{name}: not asked for"
+            for name in self.dataset.schema.names if name not in self._places
+        ]  # fmt: skip
         if self._told.final and not self.options.next_obs:
             lines.append(f"final observations of {self._told.final} episodes: not asked for")
         return (*lines, *(f"{extra}: robomimic has no place for it" for extra in self.dataset.schema.extras
@@ -86,7 +95,7 @@ class RobomimicExporter:
         """In blocks of rows: memory stays bounded."""
         told = self._told
         notes = [*told.notes, *self._assumptions()]
-        low, high = np.inf, -np.inf
+        low, high, steps = np.inf, -np.inf, 0
         with h5py.File(dest, "w") as file, reporter.progress("exporting", len(self.dataset), "episodes") as advance:
             data = file.create_group("data")
             for number, item in enumerate(self.dataset):
@@ -94,8 +103,9 @@ class RobomimicExporter:
                     group = data.create_group(f"demo_{number}")
                     bounds = self._demo(group, item)
                     low, high = min(low, bounds[0]), max(high, bounds[1])
+                steps += item.length
                 advance(1)
-            data.attrs["total"] = int(self.dataset.manifest.steps)
+            data.attrs["total"] = steps
             data.attrs["env_args"] = json.dumps(self.given or told.env_args, indent=4)
             data.attrs["vrl3data"] = json.dumps(self._origin())
             notes += self._masks(file)
@@ -112,7 +122,7 @@ class RobomimicExporter:
         """Feature -> path below a demo."""
         schema = self.dataset.schema
         asked = {"action", *self.options.features} if self.options.features else set(schema.names)
-        chosen = [feature for feature in schema.features if feature.name in asked]
+        chosen = [feature for feature in schema.features if feature.name in asked and not feature.clock]
         names = {feature.name for feature in chosen}
         apart = not self._told.final
         found: dict[str, str] = {}
@@ -193,8 +203,8 @@ class RobomimicExporter:
 
     def _masks(self, file: h5py.File) -> list[str]:
         """Subsets, and splits if there are several."""
-        members: dict[str, list[bytes]] = {}
         index = self.dataset.index
+        members: dict[str, list[bytes]] = {}
         for number, subsets in enumerate(index["subsets"].to_pylist()):
             for subset in filter(None, subsets.split(",")):
                 members.setdefault(subset, []).append(f"demo_{number}".encode())

@@ -59,6 +59,7 @@ def _numbers(path: str, name: str, declared: Declared, rows: ArrowRows | Parquet
     dtype = numpy_name(kind)
     if not dtype:
         return None
+    dtype = "float64" if path == RECORDED and dtype.startswith("float") else dtype
     if depth == 0:
         vector = declared.shape == (1,) and name.startswith(("observation.", "action"))
         shape: tuple[int, ...] = (1,) if vector else ()
@@ -213,6 +214,12 @@ def rules(known: Mapping[str, Field], facts: Known) -> FieldMap:
         else:
             found.append(Rule(name, (path,), description=facts.parts.get(path, "")))
     return FieldMap("lerobot", tuple(found))
+
+
+def camera_names(path: str) -> set[str]:
+    """What a camera may be asked for by, as colours or as depth."""
+    kinds = (Field(path, "uint8", (1, 1, 3)), Field(path, "uint16", (1, 1)))
+    return {_feature(path, kind).rpartition(".")[2] for kind in kinds}
 
 
 def _feature(path: str, item: Field) -> str:

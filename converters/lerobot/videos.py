@@ -200,23 +200,42 @@ class VideoReader:
         self._seek(max(time, Fraction(0)))
 
     def _seek(self, time: Fraction) -> None:
-        self._frames, self._pending, self._at = None, None, Fraction(-1)
-        start = int(self._stream.start_time or 0)
-        try:
-            for back in BACK:
-                target = max(int((time - back) / self._base), start)
-                self._container.seek(target, stream=self._stream, backward=True)
-                packets = self._container.demux(self._stream)
-                head = next(packets, None)
-                early = head is None or head.pts is None or head.pts * self._base <= time
-                if early or target == start:
-                    self._frames = self._decoded(chain([] if head is None else [head], packets))
+        """To a key frame shown before `time`; what cannot be decoded from there on is read from the beginning."""
+        start = Fraction(self._stream.start_time or 0) * self._base
+        for back in BACK:
+            if time - back <= start:
+                break
+            try:
+                if self._jump(time - back, time) and self._skip_to(time):
                     return
-            self._container.close()
-            self._open()
-            self._frames = self._decoded(self._container.demux(self._stream))
-        except (self._av.FFmpegError, ValueError, MemoryError) as error:
-            raise SourceError(f"cannot go to {float(time):.3f} s of the video: {_reason(error)}") from error
+            except (self._av.FFmpegError, ValueError, MemoryError):
+                continue
+        self._container.close()
+        self._open()
+        self._frames = self._decoded(self._container.demux(self._stream))
+
+    def _jump(self, target: Fraction, time: Fraction) -> bool:
+        """Whether the key frame at or before `target` is shown before `time`; the next frames are those after it."""
+        self._frames, self._pending, self._at = None, None, Fraction(-1)
+        self._container.seek(int(target / self._base), stream=self._stream, backward=True)
+        packets = self._container.demux(self._stream)
+        head = next(packets, None)
+        if head is None or head.pts is None or head.pts * self._base > time:
+            return False
+        # Pictures that are shown before the key frame but stored after it need others that were not decoded.
+        after = (packet for packet in packets if packet.pts is None or packet.pts >= head.pts)
+        self._frames = self._decoded(chain([head], after))
+        return True
+
+    def _skip_to(self, time: Fraction) -> bool:
+        """Decode up to `time`. False if there is nothing. Raises what PyAV does."""
+        assert self._frames is not None
+        for item in self._frames:
+            if item[0] >= time:
+                self._pending = item
+                return True
+            self._at = item[0]
+        return False
 
     def _decoded(self, packets: Iterator[Any]) -> Iterator[tuple[Fraction, Any]]:
         for packet in packets:

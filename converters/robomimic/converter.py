@@ -21,35 +21,36 @@ from converters.hdf5 import (
     attributes,
     child,
     datasets,
-    is_hdf5,
     names,
     open_hdf5,
     plain,
     read,
 )
 from converters.mapping import FieldMap
-from converters.robomimic import cameras, demos, dones, guess
+from converters.robomimic import cameras, demos, dones, guess, render
 from converters.robomimic.demos import Demo, Lazy
 from converters.robomimic.facts import Facts, decoded, read_facts, read_masks, shown
+from converters.robomimic.recognise import is_folder, is_robomimic
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
+from vrl3data.manifest import Provenance
 from vrl3data.schema import Schema
 
-HEAD_BYTES = 4 * 1024**2
 SMALL_BYTES = 1024**2
 APART = ("model_file", "ep_meta", "camera_info", "seed")
 """What our own export writes as attributes, as robomimic does, and not again with the rest of source_meta."""
-CHOICES = {"dones": ("auto", *dones.MEANINGS), "next_obs": ("auto", "keep"), "depth": ("auto", "metres", "keep")}
+CHOICES = {"dones": ("auto", *dones.MEANINGS), "next_obs": ("auto", "keep"), "depth": ("auto", "metres", "keep"),
+           "render": ("", "exact", "fast")}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RobomimicOptions(EpisodeOptions):
-    """`depth_scale`: metres per stored count. `render` draws the recorded states with `camera` and `image_size`."""
+    """`depth_scale`: metres per stored count. `render`, exact or fast, draws the recorded states."""
 
     dones: str = "auto"
     next_obs: str = "auto"
     depth: str = "auto"
     depth_scale: float = 0.001
-    render: bool = False
+    render: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,12 @@ class RobomimicConverter(EpisodeConverter):
         self._facts: dict[str, Facts] = {}
         self._metres: set[str] = set()
         self._cameras: dict[str, Any] = {}
+        self._scenes = render.Scenes(options.camera, options.image_size, options.render) if options.render else None
 
     @staticmethod
     def recognises(source: Path) -> bool:
         """A file, also a damaged one, or a folder whose HDF5 files are all of this kind."""
-        if not source.is_dir():
-            return _is_robomimic(source)
-        inside = [path for path in source.rglob("*") if path.suffix.lower() in RobomimicConverter.suffixes]
-        return bool(inside) and all(_is_robomimic(path) for path in inside)
+        return is_robomimic(source) if source.is_file() else is_folder(source, RobomimicConverter.suffixes)
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -120,6 +119,8 @@ class RobomimicConverter(EpisodeConverter):
                         notes.append(f"next_obs are not obs one step later ({where}): both are kept, as obs.next.*")
                     if "dones" in demo.fields:
                         ended[demo_name] = _dones(group)
+                    if self._scenes is not None:
+                        demo.fields.update(self._scenes.fields(group, demo))
                     self._look_closer(group, demo)
                     found.append(demo)
             except SourceError as error:
@@ -176,7 +177,7 @@ class RobomimicConverter(EpisodeConverter):
         if facts.env.sparse and any("rewards" in demo.fields for demo in found) and meaning != "success":
             notes.append("success is taken from the last reward: reward_shaping is false in env_args")
         if bare := [demo.name for demo in found if not any(path.startswith("obs/") for path in demo.fields)]:
-            notes.append(f"{len(bare)} demos have no obs: only states and actions (--render draws them)")
+            notes.append(f"{len(bare)} demos have no obs: only states and actions (--render fast draws them)")
         left = sorted({path for demo in found for path in demo.left_out})
         if left:
             notes.append(f"left out, as they are neither rows of numbers nor small: {shown(left)}")
@@ -195,9 +196,16 @@ class RobomimicConverter(EpisodeConverter):
     @cached_property
     def _schema(self) -> Schema:
         schema = super()._schema
-        if self.options.image_size:  # the numbers are those of the source's pixels
-            return schema
         sources = {rule.name: rule.source[0] for rule in self.mapping().rules}
+        if self._scenes is not None:
+            name = self._scenes.renderer_name()
+            drawn = [
+                replace(feature, renderer=name) if sources[feature.name].startswith(guess.RENDERED) else feature
+                for feature in schema.features
+            ]
+            schema = replace(schema, features=tuple(drawn))
+        if self.options.image_size:  # what is known of the cameras is of the source's pixels
+            return schema
         seen = [
             cameras.told(feature, sources[feature.name], self._cameras)
             if feature.name.startswith(("obs.image.", "obs.depth."))
@@ -218,6 +226,8 @@ class RobomimicConverter(EpisodeConverter):
             group = _group(data, payload.demo)
             demo = demos.look_at(group, payload.keep_next, facts.rows)
             loaded = Loaded(_arrays(group, demo), bool(demo.final))
+            if self._scenes is not None:
+                loaded.arrays |= self._scenes.draw(group, self._scenes.fields(group, demo))
             if facts.env.rate and "extra/timestamp" not in demo.fields:
                 loaded.arrays[TIMESTAMP] = timestamps(demo.length + bool(demo.final), facts.env.rate)
             attrs = {key: decoded(value) for key, value in attributes(group).items()}
@@ -250,25 +260,14 @@ class RobomimicConverter(EpisodeConverter):
             said["assumed"] = assumed
         return said
 
+    def _provenance(self, map_: FieldMap) -> Provenance:
+        made = super()._provenance(map_)
+        return replace(made, versions={**made.versions, **self._scenes.versions()}) if self._scenes else made
+
     def close(self) -> None:
         self._open.close()
-
-
-def _is_robomimic(path: Path) -> bool:
-    """By its groups; of a file that cannot be opened, by the names in its first bytes."""
-    if not is_hdf5(path):
-        return False
-    try:
-        with open_hdf5(path) as file:
-            if "data" not in names(file) or not isinstance(data := child(file, "data"), h5py.Group):
-                return False
-            return any(demos.NUMBERED.fullmatch(name) for name in names(data)) or bool(
-                {"env_args", "env_info", "total"} & set(attributes(data))
-            )
-    except SourceError:
-        with path.open("rb") as raw:
-            head = raw.read(HEAD_BYTES)
-        return b"demo_" in head and any(word in head for word in (b"num_samples", b"env_args", b"env_info"))
+        if self._scenes is not None:
+            self._scenes.close()
 
 
 def _group(data: h5py.Group, name: str) -> h5py.Group:

@@ -13,7 +13,7 @@ from vrl3data import __version__
 from vrl3data.errors import EXIT_INTERRUPTED, Vrl3dataError
 
 COMMANDS = {
-    "convert": ("vrl3data.cli.convert:convert", "Turn demonstrations or images into a dataset."),
+    "convert": ("vrl3data.cli.kinds:convert", "Turn demonstrations or images into a dataset."),
     "export": ("vrl3data.cli.export:export", "Write a dataset in the layout of another tool."),
     "inspect-log": ("vrl3data.cli.inspect_log:inspect_log", "Say what is in robot logs (MCAP, ROS bags)."),
     "sources": ("vrl3data.cli.sources:sources", "List the kinds of sources that convert reads."),

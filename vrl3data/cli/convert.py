@@ -1,4 +1,4 @@
-"""`vrl3data convert [KIND] SOURCE... DEST`."""
+"""`vrl3data convert [KIND] SOURCE... DEST`: the group and what all its commands do; they are in kinds.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 
 from vrl3data.cli.common import console, explicit, human_bytes, print_json, rows
 from vrl3data.cli.forecast import show
-from vrl3data.cli.options import episode_options, shared_options
 from vrl3data.errors import EXIT_SKIPPED, SourceError
 
 SHOWN_SKIPS = 5
@@ -55,52 +54,8 @@ def convert() -> None:
     """
 
 
-@convert.command()
-@shared_options
-@click.option("--task", type=click.Choice(["auto", "door", "hammer", "pen", "relocate"]), show_default="auto",
-              help="Refuse files of another task.")  # fmt: skip
-@click.option("--camera", multiple=True, help="Camera to render; repeat for more.", show_default="VRL3's of the task")
-@click.option("--image-size", type=int, help="Height and width in pixels.", show_default="84")
-@click.option("--look", type=click.Choice(["vrl3", "gymnasium"]), help="Cameras and colours.", show_default="vrl3")
-@click.option("--render", type=click.Choice(["exact", "fast"]), show_default="exact",
-              help="fast: a coarser shadow map, twice as fast at 34-37 dB.")  # fmt: skip
-@click.option("--rewards", type=click.Choice(["recorded", "vrl3", "gymnasium"]), show_default="recorded",
-              help="Which rewards go into `reward`; the recorded ones are always kept.")  # fmt: skip
-@click.option("--origin", type=click.Choice(["auto", "human", "policy"]), show_default="auto",
-              help="Who acted; auto knows published files by their hash.")  # fmt: skip
-@click.pass_context
-def adroit(ctx: click.Context, /, **_: Any) -> int:
-    """Adroit demonstrations in DAPG pickles; every recorded step is set in the simulator and rendered."""
-    return _run(ctx, "adroit")
-
-
-@convert.command()
-@shared_options
-@click.option("--image-size", type=int, help="Pixels of the shorter side, or of both (square).", show_default="128")
-@click.option("--fit", type=click.Choice(["shorter", "square", "none"]), show_default="shorter",
-              help="shorter: resize, never enlarge. square: central square. none: copy the JPEG files.")  # fmt: skip
-@click.pass_context
-def imagenet(ctx: click.Context, /, **_: Any) -> int:
-    """Class folders of JPEG pictures (ImageNet, Tiny-ImageNet, ...), with or without train/ and val/."""
-    return _run(ctx, "imagenet")
-
-
-@convert.command()
-@shared_options
-@episode_options
-@click.option("--last-step", type=click.Choice(["auto", "action", "observation"]), show_default="auto",
-              help="Whether the last step of a record has an action or is only the final observation; auto looks at "
-              "the first records.")  # fmt: skip
-@click.pass_context
-def rlds(ctx: click.Context, /, **_: Any) -> int:
-    """RLDS and Open X sets in TFRecord files, as TFDS lays them out; no TensorFlow is needed.
-
-    Example: vrl3data convert rlds bridge_dataset/1.0.0 out/bridge
-    """
-    return _run(ctx, "rlds")
-
-
-def _run(ctx: click.Context, kind: str) -> int:
+def run_kind(ctx: click.Context, kind: str) -> int:
+    """What every command of a kind does."""
     from converters.base import find
     from vrl3data import app, config
 

@@ -63,6 +63,20 @@ def episode_options(command: Command) -> Command:
     ])  # fmt: skip
 
 
+def picture_options(command: Command) -> Command:
+    """What every kind of pictures takes."""
+    for decorator in reversed((
+        click.option("--image-size", type=int, help="Pixels of the shorter side, or of both.", show_default="128"),
+        click.option("--fit", type=click.Choice(["shorter", "crop", "pad", "squash", "none", "square"]),
+                     show_default="shorter", help="shorter: resize, never enlarge. crop: central square. pad: whole, "
+                     "black around. squash: out of proportion. none: copy the JPEG files. square: as crop."),
+        click.option("--decoder", type=click.Choice(["auto", "pillow", "torchvision"]), show_default="auto",
+                     help="auto: torchvision, 1.5 times as fast but slow to start, from 4 GB of pictures on."),
+    )):  # fmt: skip
+        command = decorator(command)
+    return command
+
+
 def _decorated(command: Command, decorators: list[Callable[[Command], Command]]) -> Command:
     for decorator in reversed(decorators):
         command = decorator(command)

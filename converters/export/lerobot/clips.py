@@ -146,7 +146,7 @@ class CameraFile:
                 path = self.folder / f"chunk-{self.chunk:03d}" / f"file-{self.file:03d}.mp4"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._output = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
-                self._stream = self._output.add_stream_from_template(stream)
+                self._stream = self._output.add_stream_from_template(stream, opaque=True)
             ticks = 1 / (Fraction(self.settings.rate) * Fraction(stream.time_base or 1))
             offset = round(self.frames * ticks)
             for packet in source.demux(stream):

@@ -1,0 +1,1 @@
+"""Labelled pictures from anywhere -> a dataset of kind `images`: folders, tar files, tables."""
