@@ -81,8 +81,9 @@ def lasting_steps(clock: str, stamps_N: Times, log_N: Times, rules: ClockRules) 
     correction_N = np.zeros(count, np.int64)
     for at, by in own:
         correction_N[at:] += by
-    correction_N -= _of_longest([place for place, _ in own], correction_N)
-    _settle(delay_N, correction_N, [place for place, _ in own])
+    places = [place for place, _ in own]
+    correction_N -= _of_right(places, correction_N, delay_N)
+    _settle(delay_N, correction_N, places)
     log_correction_N = _log_steps(delay_N - correction_N, places_K[~guilty_K], rules.spread_ns)
     jumps = tuple(Jump(clock, at, int(log_N[at]), -by, True) for at, by in own)
     return Steps(correction_N, log_correction_N, jumps)
@@ -120,11 +121,16 @@ def _strongest(places_K: NDArray[np.int64], size_K: Times, least: int) -> list[t
     return found
 
 
-def _of_longest(places: list[int], value_N: Times) -> int:
-    """The value in the longest stretch between places: what most messages say is right."""
-    edges = [0, *places, len(value_N)]
-    longest = int(np.argmax(np.diff(edges)))
-    return int(value_N[edges[longest]])
+def _of_right(places: list[int], correction_N: Times, delay_N: Times) -> int:
+    """The correction of the stretch between places where stamps and log time agree best; the rest follows it."""
+    edges = [0, *places, len(delay_N)]
+    medians = [_unlikely(np.median(delay_N[low:high])) for low, high in zip(edges, edges[1:], strict=False)]
+    return int(correction_N[edges[int(np.argmin(medians))]])
+
+
+def _unlikely(delay: float) -> float:
+    """How far a usual delay is from what is to be expected: messages are rarely written before they are made."""
+    return float(delay if delay >= 0 else -5 * delay)
 
 
 def _settle(delay_N: Times, correction_N: Times, places: list[int]) -> None:
@@ -146,7 +152,7 @@ def _log_steps(delay_N: Times, places_K: NDArray[np.int64], least: int) -> Times
     edges = [0, *large[:1000], len(delay_N)]
     medians = [int(np.median(delay_N[low:high])) for low, high in zip(edges, edges[1:], strict=False)]
     # The stretch in which the two clocks agree best is taken for right.
-    right = min(medians, key=abs)
+    right = min(medians, key=_unlikely)
     for low, high, median in zip(edges, edges[1:], medians, strict=False):
         if abs(median - right) > least:
             correction_N[low:high] = right - median

@@ -119,10 +119,7 @@ def _of_clocks(timing: TopicTiming) -> Known:
         ),
         "drift": (
             abs(timing.drift_ppm),
-            (
-                f"its clock runs {abs(timing.drift_ppm):.0f} ppm {'faster' if timing.drift_ppm > 0 else 'slower'} than log "
-                f"time, {seconds(round(abs(timing.drift_ppm) * 1e-6 * (timing.stop_ns - timing.start_ns)))} in this log"
-            ),
+            f"its clock runs {_drift(timing)} in this log",
             -1,
         ),
         "skew": (
@@ -136,6 +133,12 @@ def _of_clocks(timing: TopicTiming) -> Known:
             -1,
         ),
     }
+
+
+def _drift(timing: TopicTiming) -> str:
+    size, how = abs(timing.drift_ppm), "faster" if timing.drift_ppm > 0 else "slower"
+    apart = round(size * 1e-6 * (timing.stop_ns - timing.start_ns))
+    return f"{size:.0f} ppm {how} than log time, {seconds(apart)}"
 
 
 def _of_messages(timing: TopicTiming) -> Known:

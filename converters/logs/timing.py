@@ -15,8 +15,9 @@ from converters.logs.align import Alignment
 from converters.logs.clock_steps import Times
 from converters.logs.clocks import Clock
 
-REGULAR_SHARE = 0.6
-"""A topic has a rate if this share of its intervals is within half of the median one; events have none."""
+REGULAR_SHARE, FEWEST_REGULAR = 0.6, 20
+"""A topic has a rate if this share of its intervals is within half of the median one, and there are enough."""
+MANY_DUPLICATES = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,14 @@ def measure(stream: Aligned, control_N: Times, base_ns: int | None = None, gap_p
 
 
 def intervals(clock: Clock) -> tuple[Times, Times]:
-    """Intervals between different stamps, and where each begins; none across a split."""
-    parts = [np.unique(clock.stamps_ns[low:high]) for low, high in clock.ranges]
+    """Intervals between stamps, and where each begins; none across a split.
+
+    A message with the stamp of the one before leaves a gap that is none, so its interval of 0 stays. Where that is the
+    rule, each stamp counts once.
+    """
+    parts = [clock.stamps_ns[low:high] for low, high in clock.ranges]
+    if clock.duplicates > MANY_DUPLICATES * len(clock.stamps_ns):
+        parts = [np.unique(part) for part in parts]
     return np.concatenate([np.diff(part) for part in parts]), np.concatenate([part[:-1] for part in parts])
 
 
@@ -118,7 +125,7 @@ def _intervals(clock: Clock, gap_periods: int) -> dict[str, Any]:
         return {"regular": False, "period_ns": 0}
     period = max(1, int(np.median(dt_K)))
     off_K = np.abs(dt_K - period) / period
-    regular = len(dt_K) >= 5 and float((off_K < 0.5).mean()) >= REGULAR_SHARE
+    regular = len(dt_K) >= FEWEST_REGULAR and float((off_K < 0.5).mean()) >= REGULAR_SHARE
     known: dict[str, Any] = {"regular": regular, "period_ns": period, "rate_hz": round(1e9 / period, 4)}
     if not regular:
         return known
