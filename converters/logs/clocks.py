@@ -19,6 +19,7 @@ SLOWEST, FASTEST = 0.7, 1.4
 """A rough look, since the delays of a short log vary; `MOST_DRIFT` is the finer one."""
 MOST_DRIFT = 0.02
 DRIFT_BINS = 20
+UNSTEADY = "keep no steady distance from the log time"
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,10 @@ def _judge(name: str, stamps_N: Times, log_N: Times, rules: ClockRules) -> _Judg
     drift = _drift(steady_log_M, delay_M)
     speed = _speed(mended_M, steady_log_M) if not drift else 1 - drift
     if not SLOWEST <= speed <= FASTEST or abs(drift) > MOST_DRIFT:
-        how = "stand still" if speed < 0.01 else f"run at {speed:.2f} of the log time's rate"
-        return _Judged(f"{label} {how}", jumps=jumps, unset=unset)
+        return _Judged(f"{label} {_how(speed, mended_M)}", jumps=jumps, unset=unset)
     stray_M = _stray(mended_M, delay_M, steady_log_M, drift, rules)
     if stray_M.sum() > rules.stray_share * len(stray_M):
-        return _Judged(f"{label} keep no steady distance from the log time", jumps=jumps, unset=unset)
+        return _Judged(f"{label} {UNSTEADY}", jumps=jumps, unset=unset)
     good_M = ~stray_M
     usual = int(np.median(delay_M[good_M]))
     offset = int(np.quantile(delay_M[good_M], 0.05)) if abs(usual) > rules.latency_ns else 0
@@ -164,6 +164,12 @@ def _judge(name: str, stamps_N: Times, log_N: Times, rules: ClockRules) -> _Judg
     return _Judged(
         "", whole_N + offset, jumps, unset, int(stray_M.sum()), offset, -drift * 1e6 if drift else 0.0, delay_M
     )
+
+
+def _how(speed: float, stamps_N: Times) -> str:
+    if speed > 0.01:
+        return f"run at {speed:.2f} of the log time's rate"
+    return "stand still" if 2 * len(np.unique(stamps_N)) < len(stamps_N) else UNSTEADY
 
 
 def _speed(stamps_N: Times, log_N: Times) -> float:
