@@ -19,6 +19,7 @@ SLOWEST, FASTEST = 0.7, 1.4
 """A rough look, since the delays of a short log vary; `MOST_DRIFT` is the finer one."""
 MOST_DRIFT = 0.02
 DRIFT_BINS = 20
+MOST_GUESSES, MOST_SLOTS = 2000, 20
 UNSTEADY = "keep no steady distance from the log time"
 
 
@@ -160,10 +161,42 @@ def _judge(name: str, stamps_N: Times, log_N: Times, rules: ClockRules) -> _Judg
     offset = int(np.quantile(delay_M[good_M], 0.05)) if abs(usual) > rules.latency_ns else 0
     whole_N = log_N - usual
     whole_N[places_M] = np.where(good_M, mended_M, steady_log_M - usual)
+    known_N = np.zeros(count, np.bool_)
+    known_N[places_M] = good_M
+    _into_holes(whole_N, known_N)
     delay_M = delay_M[good_M] - offset
     return _Judged(
         "", whole_N + offset, jumps, unset, int(stray_M.sum()), offset, -drift * 1e6 if drift else 0.0, delay_M
     )
+
+
+def _into_holes(stamps_N: Times, known_N: NDArray[np.bool_]) -> None:
+    """Move each stamp that was guessed into the nearest hole of an even rate, no further than messages come late.
+
+    The guess is off by as much as its message was late; the hole that it left is not.
+    """
+    guess_K = np.flatnonzero(~known_N)
+    if not 0 < len(guess_K) <= MOST_GUESSES or known_N.sum() < 10:
+        return
+    in_order_M = np.sort(stamps_N[known_N])
+    dt = np.diff(in_order_M)
+    period = int(np.median(dt))
+    if period <= 0 or (np.abs(dt - period) < period / 2).mean() < 0.5:
+        return
+    came_N = stamps_N[known_N]
+    reach = int((np.maximum.accumulate(came_N) - came_N).max()) + period * 3 // 4
+    holes = [int(in_order_M[0]) - period, int(in_order_M[-1]) + period]
+    for place in np.flatnonzero(dt > 1.5 * period)[:MOST_GUESSES]:
+        parts = min(round(int(dt[place]) / period), MOST_SLOTS)
+        holes += [int(in_order_M[place]) + int(dt[place]) * part // parts for part in range(1, parts)]
+    free = np.sort(np.array(holes, np.int64))
+    for place in guess_K:
+        nearest = int(np.argmin(np.abs(free - stamps_N[place])))
+        if abs(int(free[nearest]) - int(stamps_N[place])) <= reach:
+            stamps_N[place] = free[nearest]
+            free = np.delete(free, nearest)
+        if not len(free):
+            return
 
 
 def _how(speed: float, stamps_N: Times) -> str:
