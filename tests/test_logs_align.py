@@ -395,6 +395,26 @@ def test_log_times_are_never_sorted_across_a_reset() -> None:
     assert np.abs(np.diff(mended) - SECOND / 30).max() < SECOND / 30
 
 
+def test_stamps_that_went_back_together_with_the_log_time_are_split() -> None:
+    stream = topic(7, 30, 20)
+    for times in (stream.header_N, stream.log_N):
+        times[300:] -= 5 * SECOND
+    clock = chosen(stream)
+    assert (clock.which, clock.splits) == ("header", (300,)) and clock.order.tolist() == list(range(600))
+    assert [(jump.clock, jump.mended) for jump in clock.jumps] == [("header", False)]
+    clock = choose_clock(stream.header_N, None, continuous(stream.log_N))
+    assert clock.splits == () and (np.diff(clock.stamps_ns) >= 0).all() and len(clock.jumps) == 1
+    assert np.ptp(clock.stamps_ns - stream.true_N) < 5 * SECOND + 40 * MS
+
+
+def test_a_few_old_messages_do_not_move_a_clock() -> None:
+    """Such as what was published once, long before the recording."""
+    log = EPOCH + np.arange(3) * SECOND
+    clock = choose_clock(log - 90 * SECOND, log, log)
+    assert clock.reason == "log time: the few header stamps are +90.000 s before the log time"
+    assert choose_clock(log - 90 * MS, log, log).which == "header"
+
+
 def test_blocks_out_of_order_are_no_reset() -> None:
     stream = topic(7, 30, 20).kept(np.concatenate([np.arange(300, 600), np.arange(300)]))
     clock = choose_clock(None, stream.log_N, stream.log_N)

@@ -68,7 +68,7 @@ def _row(timing: TopicTiming) -> tuple[str, ...]:
     return (
         timing.topic,
         f"{timing.count:,}",
-        f"{timing.rate_hz:.4g} Hz" if regular else "events",
+        f"{timing.rate_hz:.4g} Hz" if regular else "uneven",
         f"{timing.jitter:.1%}" if regular else "-",
         f"{timing.gaps:,}" if regular else "-",
         f"{timing.drops:,}" if regular else "-",

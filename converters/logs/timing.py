@@ -130,6 +130,9 @@ def _intervals(clock: Clock, gap_periods: int) -> dict[str, Any]:
     if not regular:
         return known
     missing_K = missing(dt_K, period)
+    if float(np.quantile(off_K, 0.9)) > 0.5:
+        # Messages that come in bursts: one that is missing cannot be told from one that is late.
+        missing_K[missing_K < gap_periods] = 0
     # An interval with something missing says nothing of the jitter of those that came.
     there_K = off_K[missing_K == 0]
     known["jitter"] = round(float(np.quantile(there_K, 0.95)), 4) if len(there_K) else 0.0
