@@ -44,7 +44,8 @@ SOURCES = {
     ),
 }
 """peer -> the sources that its own writer left in a folder."""
-SUFFIX = {"robomimic": ".hdf5"}
+SUFFIX = {"robomimic": ".hdf5", "minari": "-v0"}
+"""What the name of an export ends with; Minari finds a dataset by an id with a version."""
 
 
 @dataclass

@@ -32,6 +32,7 @@ from converters.hdf5 import (
     datasets,
     field_of,
     is_hdf5,
+    names,
     open_hdf5,
     plain,
     read,
@@ -118,9 +119,11 @@ class AlohaConverter(EpisodeConverter):
 
     def _recording(self, path: Path, inner: str, short: str) -> tuple[Recording, list[str]]:
         with open_hdf5(path) as file:
-            if not isinstance(file.get("observations"), h5py.Group) or "qpos" not in file["observations"]:
+            top = names(file)
+            group = child(file, "observations") if "observations" in top else None
+            if not isinstance(group, h5py.Group) or "qpos" not in names(group):
                 raise SourceError("expected /observations/qpos and /action, as ALOHA writes them; this is another kind")
-            action = child(file, "action") if "action" in file else None
+            action = child(file, "action") if "action" in top else None
             if not isinstance(action, h5py.Dataset) or not action.shape:
                 raise SourceError("expected the dataset /action: without actions there are no steps")
             length = len(action)
@@ -151,7 +154,7 @@ class AlohaConverter(EpisodeConverter):
         """(steps per second, 0 if not known; what is to be said of it)."""
         if self.options.rate >= 0:
             return self.options.rate, []
-        own = fields["action"].shape == (14,) and "sim" in file.attrs
+        own = fields["action"].shape == (14,) and "sim" in attributes(file)
         if own:
             return RATE, [
                 "timestamps assume ALOHA's 50 steps per second, which its files do not state; --rate says another"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from converters import KINDS
+from converters.looks import looks_like
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import DatasetSpec
 from vrl3data.schema import SPLIT, Episode
@@ -105,7 +106,10 @@ def recognise(source: Path) -> str:
         if find(kind).recognises(source):
             return kind
     with locate(path=source):
-        raise SourceError(f"no converter recognises this; name the kind: {', '.join(KINDS)}")
+        raise SourceError(
+            f"no converter recognises this: it is {looks_like(source)}; if it is of a known kind after all, name it: "
+            + ", ".join(KINDS)
+        )
 
 
 def check_exists(source: Path) -> None:

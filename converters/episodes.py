@@ -7,6 +7,7 @@ of one recording (`load`); names, identity, sizes, codecs and the receipt come f
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -220,7 +221,7 @@ class EpisodeConverter(ABC):
             with locate(path=name):
                 return name, self.scan(source, name)
         except SourceError as error:
-            return name, Scan((), {name: source}, ((name, error),))
+            return name, Scan((), {}, ((name, error),))
 
     def _source_meta(self, recording: Recording, loaded: Loaded) -> dict[str, Any]:
         """What the source said, and the other files of this episode with their hashes."""
@@ -264,12 +265,13 @@ class _Units:
 
 
 def relative_names(items: Sequence[Path]) -> list[str]:
-    """Names below what all items have in common; the name alone for one item. Never an absolute path."""
-    if len(items) == 1:
-        return [items[0].resolve().name]
-    full = [Path(os.path.abspath(item)) for item in items]
-    common = os.path.commonpath([str(path.parent) for path in full])
-    return [path.relative_to(common).as_posix() for path in full]
+    """The last part of every path, or as many of the last parts as it takes to tell them apart."""
+    parts = [Path(os.path.abspath(item)).parts[1:] for item in items]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same source is given twice")
 
 
 def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
@@ -279,7 +281,7 @@ def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     problems: list[tuple[str, SourceError]] = []
     files: dict[str, Path] = {}
     for source, scan in scans:
-        files.update(scan.files)
+        files.update(scan.files if scan.recordings else {})  # only what samples are made from (FORMAT.md 8)
         problems += scan.problems
         for recording in scan.recordings:
             name = f"{_without_suffix(source)}/{recording.name}"
@@ -317,7 +319,7 @@ def _stem(path: Path) -> str:
 
 def _without_suffix(name: str) -> str:
     head, _, last = name.rpartition("/")
-    stem = last.rpartition(".")[0] or last
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9_-]*$", "", last)  # a folder 1.0.0 keeps its name
     return f"{head}/{stem}" if head else stem
 
 

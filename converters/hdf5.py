@@ -179,7 +179,8 @@ def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         for name in sorted(item.attrs):
-            size = item.attrs.get_id(name).get_storage_size()
+            attribute = item.attrs.get_id(name)
+            size = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
             if size > MAX_ATTRIBUTE:
                 raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
             found[name] = plain(item.attrs[name])

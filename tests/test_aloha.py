@@ -230,3 +230,12 @@ def test_claims_without_data_are_refused(tmp_path: Path) -> None:
 def test_no_other_real_file_is_taken_for_aloha(real_data: Path) -> None:
     inside = [path for path in real_data.rglob("*") if path.suffix in (".hdf5", ".h5") or path.is_dir()]
     assert [path.name for path in inside if AlohaConverter.recognises(path)] == []
+
+
+def test_damaged_groups_are_named(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "task", 2)
+    path = source / "episode_1.hdf5"
+    path.write_bytes(path.read_bytes().replace(b"SNOD", b"XXXX"))
+    problems = dict(AlohaConverter([source], AlohaOptions()).plan().problems)
+    assert "cannot be read" in str(problems["task/episode_1"])
+    assert "episode_1.hdf5" in str(problems["task/episode_1"])

@@ -18,6 +18,7 @@ from webdataset.autodecode import Decoder, imagehandler
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import vrl3data
+from converters.base import recognise
 from converters.export import frames
 from vrl3data import codecs
 from vrl3data.codecs.jpeg import copied
@@ -227,15 +228,18 @@ def test_encoded_images_are_copied_too(tmp_path: Path) -> None:
 
 
 def test_from_robot_data_to_a_set_for_pretraining(tmp_path: Path) -> None:
-    """Unpacked into class folders, the tars are what the converter of pictures reads."""
-    exported(rich(tmp_path / "set"), tmp_path / "out", label="task", format="png")
-    names = (tmp_path / "out" / "classnames.txt").read_text().splitlines()
-    for one in samples(tmp_path / "out"):
-        folder = tmp_path / "folders" / names[one["cls"]].replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(one["png"]).save(folder / f"{one['__key__']}.png")
-    receipt = vrl3data.convert("imagenet", tmp_path / "folders", tmp_path / "pictures")
-    assert receipt.manifest.samples == 18 and receipt.manifest.schema["cls"].names == ("task-0", "task-1")
+    """The converter of such tars reads ours: the same pictures, the same classes."""
+    source = rich(tmp_path / "set")
+    exported(source, tmp_path / "out", label="task", format="png")
+    assert recognise(tmp_path / "out") == "webdataset"
+    receipt = vrl3data.convert(None, tmp_path / "out", tmp_path / "pictures", {"codec": "png"})
+    assert {name: split.samples for name, split in receipt.manifest.splits.items()} == {"train": 18, "val": 11}
+    with vrl3data.open(source) as episodes, vrl3data.open(tmp_path / "pictures") as pictures:
+        frames = {item.name: item["obs.image.top"] for item in episodes}
+        for item in pictures:
+            said = item.source_meta
+            assert np.array_equal(item["image"][0], frames[said["episode"]][said["step"]])
+            assert f"task {item.meta['label']}" == said["task"]
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_files_cut_off_or_changed_anywhere_are_refused_or_read(decoder: str) -> 
                   saved(scene(40, 30), "JPEG", progressive=True), saved(scene(40, 30), "WEBP")):  # fmt: skip
         cut = [whole[:end] for end in (*range(min(len(whole), 60)), *range(60, len(whole), 97))]
         changed = []
-        for _ in range(150):
+        for _ in range(80):
             data = bytearray(whole)
             data[int(rng.integers(2, len(data)))] = int(rng.integers(256))
             changed.append(bytes(data))
@@ -245,23 +245,26 @@ def test_square_is_crop(tmp_path: Path) -> None:
 
 
 def test_large_files_are_decoded_small() -> None:
-    assert [reduction((0, 0, side, side), (100, 100)) for side in (799, 800, 1600, 3200, 9000)] == [1, 2, 4, 8, 8]
-    assert reduction((0, 0, 4000, 300), (100, 100)) == 1
+    sides = (799, 800, 1600, 3200, 9000)
+    assert [reduction((0, 0, side, side), (100, 100), 4) for side in sides] == [1, 2, 4, 8, 8]
+    assert [reduction((0, 0, side, side), (100, 100), 2) for side in (399, 400, 800)] == [1, 2, 4]
+    assert reduction((0, 0, 4000, 300), (100, 100), 4) == 1
     picture = scene(1601, 1203)
     data = saved(picture, "JPEG", quality=92)
     with Image.open(io.BytesIO(data)) as image:
         whole = image.convert("RGB")
     for fit in ("shorter", "crop", "pad", "squash"):
         want = np.asarray(fitted(whole, fit, 64))
-        found = Fit(fit, 64).pixels(data)[0][0]
-        assert found.shape == want.shape
-        assert psnr(found, want) > 45
-        assert not np.array_equal(found, want)  # else this does not test the short way
+        for decoder in ("pillow", "torchvision"):
+            found = Fit(fit, 64, decoder).pixels(data)[0][0]
+            assert found.shape == want.shape
+            assert psnr(found, want) > 45
+            assert not np.array_equal(found, want)  # else this does not test the short way
 
 
 @pytest.mark.parametrize("fit", ["shorter", "crop", "pad", "squash"])
 def test_torchvision_gives_nearly_the_same(fit: str) -> None:
-    for number, (width, height) in enumerate([(300, 200), (301, 200), (200, 333), (40, 30), (128, 128)]):
+    for number, (width, height) in enumerate([(240, 200), (241, 200), (200, 251), (40, 30), (128, 128)]):
         data = saved(scene(width, height, number), "JPEG", quality=90, subsampling=2 * (number % 2))
         slow, fast = (Fit(fit, 64, decoder).pixels(data)[0] for decoder in ("pillow", "torchvision"))
         assert slow.shape == fast.shape
@@ -269,7 +272,7 @@ def test_torchvision_gives_nearly_the_same(fit: str) -> None:
             slow, fast = slow[:, 2:-2, 2:-2], fast[:, 2:-2, 2:-2]
         assert psnr(slow, fast) > 60
         assert abs(slow.astype(int) - fast).max() <= 2
-    grey = saved(scene().convert("L"), "JPEG")
+    grey = saved(scene(200, 150).convert("L"), "JPEG")
     assert psnr(*(Fit(fit, 64, decoder).pixels(grey)[0] for decoder in ("pillow", "torchvision"))) > 60
 
 

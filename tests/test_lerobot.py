@@ -252,6 +252,15 @@ def test_one_bad_video_is_a_problem_of_its_episode(tmp_path: Path, how: str) -> 
     assert any("video" in reason for reason in reasons)
 
 
+def test_videos_that_nobody_asked_for_may_be_missing(tmp_path: Path) -> None:
+    wrist = "observation.images.wrist"
+    source = make_v2(tmp_path / "set", [3, 3], [TOP, wrist])
+    (source / f"videos/chunk-000/{wrist}/episode_000001.mp4").unlink()
+    assert len(plan(source).problems) == 1
+    receipt = convert(source, tmp_path / "out", camera=("top",))
+    assert receipt.manifest.samples == 2 and "obs.image.wrist" not in receipt.manifest.schema.names
+
+
 def test_missing_frames_are_named(tmp_path: Path) -> None:
     source = make_v2(tmp_path / "set", [6])
     write_video(source / f"videos/chunk-000/{TOP}/episode_000000.mp4", [20, 30, 40, 50])
@@ -269,6 +278,17 @@ def test_a_video_with_a_clock_of_its_own_and_one_frame_per_row(tmp_path: Path) -
     assert any("runs at 30 frames per second" in note for note in receipt.notes)
     with vrl3data.open(tmp_path / "out") as dataset:
         check_episode(dataset[0], 0, 6, {"obs.image.top": 0})
+
+
+def test_frames_beyond_the_rows_are_counted(tmp_path: Path) -> None:
+    source = make_v2(tmp_path / "set", [6])
+    levels = [level(0, 0, step) for step in range(8)]
+    write_video(source / f"videos/chunk-000/{TOP}/episode_000000.mp4", levels)
+    receipt = convert(source, tmp_path / "out")
+    assert any("has 8 frames for 6 rows" in note for note in receipt.notes)
+    with vrl3data.open(tmp_path / "out") as dataset:
+        check_episode(dataset[0], 0, 6, {"obs.image.top": 0})
+        assert dataset[0].source_meta["frames_beyond_rows"] == {TOP: 2}
 
 
 def test_another_size_in_one_video(tmp_path: Path) -> None:
@@ -464,6 +484,27 @@ def test_what_is_not_a_set(tmp_path: Path) -> None:
     shutil.rmtree(source / "meta/episodes")
     with pytest.raises(SourceError, match="the table of episodes is missing"):
         plan(source)
+
+
+def test_version_1_in_parquet_and_without_its_index(tmp_path: Path) -> None:
+    source = make_v1(tmp_path / "set", LENGTHS)
+    table = pa.ipc.open_stream(source / "train/data-00000-of-00001.arrow").read_all()
+    shutil.rmtree(source / "train")
+    (source / "data").mkdir()
+    cells = table[TOP].to_pylist()
+    for row in range(sum(LENGTHS[:3]), len(cells)):
+        cells[row]["path"] = "../secret.mp4"
+    table = table.set_column(0, TOP, pa.array(cells, table.schema.field(TOP).type))
+    pq.write_table(table, source / "data/train-00000-of-00001.parquet")
+    (source / "meta_data/episode_data_index.safetensors").unlink()
+    found = plan(source)
+    assert any("taken from the column episode_index" in note for note in found.notes)
+    assert [error.message[:40] for _, error in found.problems] == ["the path '../secret.mp4' leads out of th"]
+    convert(source, tmp_path / "out", skip=True)
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert len(dataset) == 3
+        for number, item in enumerate(dataset):
+            check_episode(item, number, LENGTHS[number], {"obs.image.top": 0})
 
 
 def test_hostile_names_in_version_1(tmp_path: Path) -> None:

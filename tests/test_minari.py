@@ -301,3 +301,10 @@ def test_claims_without_data_are_refused(tmp_path: Path) -> None:
 @pytest.mark.realdata
 def test_no_other_real_file_is_taken_for_minari(real_data: Path) -> None:
     assert [path.name for path in real_data.rglob("*") if MinariConverter.recognises(path)] == []
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    source = make_arrow(tmp_path / "a-v0", lengths=(2, 2))
+    part = source / "data/0/part-0.arrow"
+    part.write_bytes(part.read_bytes().replace(b"rewards", b"r\xffwards"))
+    assert "cannot be read" in problems(source)["episode_0"]

@@ -449,7 +449,8 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
 
 SCENE = """<mujoco><asset><texture name="t" type="2d" file="/home/x/robosuite/models/assets/textures/t.png"/>
 <material name="m" texture="t"/></asset><worldbody><light pos="0 0 3"/><camera name="agentview" pos="0 0 2"/>
-<body><joint type="slide" axis="1 0 0"/><geom type="box" size=".2 .2 .2" material="m" group="1"/></body></worldbody>
+<body><joint type="slide" axis="1 0 0"/><geom type="box" size=".2 .2 .2" material="m" group="1"/>
+<geom type="box" size=".3 .3 .3" rgba="0 0 1 1"/></body></worldbody>
 </mujoco>"""
 
 
@@ -476,6 +477,7 @@ def test_states_are_drawn(tmp_path: Path) -> None:
     dataset = convert(source, tmp_path / "out", render="fast", image_size=48)
     frames = dataset[0][IMAGE]
     assert frames.shape == (5, 48, 48, 3)
+    # the blue box around it is for collisions, which robosuite does not show
     red = (frames[..., 0].astype(int) - frames[..., 1] > 60).any(axis=1)  # columns with a part of the box
     middle = [np.flatnonzero(row).mean() for row in red]
     assert np.all(np.diff(middle) > 0.3)  # it slides to the right, as the states say

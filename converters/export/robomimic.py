@@ -80,7 +80,12 @@ class RobomimicExporter:
 
     def dropped(self) -> tuple[str, ...]:
         """What is not in the file."""
-        lines = [f"{name}: not asked for" for name in self.dataset.schema.names if name not in self._places]
+        clocks = {feature.name: feature.clock for feature in self.dataset.schema.features}
+        lines = [
+            f"{name}: a stream with its own clock ({clocks[name]}); robomimic has one row for each step"
+            if clocks[name] else f"{name}: not asked for"
+            for name in self.dataset.schema.names if name not in self._places
+        ]  # fmt: skip
         if self._told.final and not self.options.next_obs:
             lines.append(f"final observations of {self._told.final} episodes: not asked for")
         return (*lines, *(f"{extra}: robomimic has no place for it" for extra in self.dataset.schema.extras
@@ -117,7 +122,7 @@ class RobomimicExporter:
         """Feature -> path below a demo."""
         schema = self.dataset.schema
         asked = {"action", *self.options.features} if self.options.features else set(schema.names)
-        chosen = [feature for feature in schema.features if feature.name in asked]
+        chosen = [feature for feature in schema.features if feature.name in asked and not feature.clock]
         names = {feature.name for feature in chosen}
         apart = not self._told.final
         found: dict[str, str] = {}

@@ -110,8 +110,11 @@ def of_cameras(layout: Layout, cameras: Mapping[str, VideoFacts]) -> list[str]:
             notes.append(f"{camera}: declared as {list(declared.shape)}, the video is {facts.height}x{facts.width}")
         if declared.is_depth and facts.bits == 8:
             notes.append(f"{camera}: declared as depth, but its video holds colours; it is read as a camera")
-    alone = {video.camera for entry in layout.entries[:1] for video in entry.videos if video.alone}
+    alone = {video.camera: entry.length for entry in layout.entries[:1] for video in entry.videos if video.alone}
     for camera, facts in cameras.items():
+        if facts.frames > alone.get(camera, facts.frames):
+            notes.append(f"{camera}: the first video has {facts.frames} frames for {alone[camera]} rows; each row gets "
+                         "the frame of its time")  # fmt: skip
         if camera in alone and facts.rate and abs(facts.rate / layout.info.rate - 1) > 0.001:
             rates = f"{float(facts.rate):g} frames per second, the rows at {float(layout.info.rate):g}"
             notes.append(f"{camera}: the video runs at {rates}; where both are as many they are paired in order")
@@ -163,14 +166,14 @@ def _flat(array: Any, kind: str) -> Array:
 
 
 def of_episode(
-    layout: Layout, entry: Entry, rows: EpisodeRows, arrays: Mapping[str, Any], fields: Mapping[str, Field]
+    layout: Layout, entry: Entry, rows: EpisodeRows, arrays: Mapping[str, Any], fields: Mapping[str, Field], open_: Open
 ) -> dict[str, Any]:
     """Facts for source_meta: where the clock, or the episode's own statistics, contradict the rows."""
     found: dict[str, Any] = {}
     if (off := clock_error(layout, rows)) > CLOCK:
         found["timestamp_differs_s"] = round(off, 6) if np.isfinite(off) else "not a number"
     wrong = {}
-    stated = _stated(layout, entry, [path for path, value in arrays.items() if isinstance(value, np.ndarray)])
+    stated = _stated(layout, entry, open_, [path for path, value in arrays.items() if isinstance(value, np.ndarray)])
     for path, item in sorted(stated.items()):
         if path not in (*BOOKKEEPING, TIMESTAMP, RECORDED) and fields[path].dtype != "bool":
             moments = Moments()
@@ -182,7 +185,7 @@ def of_episode(
     return found
 
 
-def _stated(layout: Layout, entry: Entry, names: list[str]) -> dict[str, Any]:
+def _stated(layout: Layout, entry: Entry, open_: Open, names: list[str]) -> dict[str, Any]:
     """The episode's own statistics; nothing if they are missing or broken (they are not data)."""
     if entry.stats is None:
         return {}
@@ -194,9 +197,9 @@ def _stated(layout: Layout, entry: Entry, names: list[str]) -> dict[str, Any]:
                 lines.seek(place)
                 stated = parse_json(lines.readline(MAX_LINE)).get("stats")
             return {name: stated[name] for name in names if name in stated}
-        rows = ParquetRows(path, file)
+        rows = open_(layout.folder, (file,))
         wanted = {f"stats/{name}/{key}": (name, key) for name in names for key in ("min", "max", "mean", "std", "count")
-                  if f"stats/{name}/{key}" in rows.names}  # fmt: skip
+                  if f"stats/{name}/{key}" in rows.schema.names}  # fmt: skip
         found: dict[str, dict[str, Any]] = {}
         batch = next(rows.batches(list(wanted), place, place + 1), None) if wanted else None
         if batch is not None:

@@ -216,6 +216,12 @@ def rules(known: Mapping[str, Field], facts: Known) -> FieldMap:
     return FieldMap("lerobot", tuple(found))
 
 
+def camera_names(path: str) -> set[str]:
+    """What a camera may be asked for by, as colours or as depth."""
+    kinds = (Field(path, "uint8", (1, 1, 3)), Field(path, "uint16", (1, 1)))
+    return {_feature(path, kind).rpartition(".")[2] for kind in kinds}
+
+
 def _feature(path: str, item: Field) -> str:
     """`observation.images.top` -> `obs.image.top`, and so on."""
     picture = (item.dtype, len(item.shape)) in (("uint8", 3), ("uint16", 2))

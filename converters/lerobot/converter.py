@@ -14,7 +14,17 @@ import numpy as np
 from converters.episodes import EpisodeConverter
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan, timestamps
 from converters.lerobot import checks, v1, v2, v3
-from converters.lerobot.columns import BOOKKEEPING, RECORDED, EpisodeRows, Known, changes, column_of, fields_of, rules
+from converters.lerobot.columns import (
+    BOOKKEEPING,
+    RECORDED,
+    EpisodeRows,
+    Known,
+    camera_names,
+    changes,
+    column_of,
+    fields_of,
+    rules,
+)  # fmt: skip
 from converters.lerobot.info import parse_info, read_json
 from converters.lerobot.layout import Entry, Layout, Video
 from converters.lerobot.paths import Folder
@@ -25,7 +35,7 @@ from vrl3data.errors import SourceError, locate
 from vrl3data.manifest import Provenance
 
 INFO = "meta/info.json"
-OPEN_TABLES = 2
+OPEN_TABLES = 3
 
 
 class LerobotConverter(EpisodeConverter):
@@ -97,6 +107,9 @@ class LerobotConverter(EpisodeConverter):
             if not folder.has(INFO):
                 raise SourceError("the file is missing; a LeRobot set of version 2 or 3 begins with it: fetch it")
             info = parse_info(read_json(folder.path(INFO)))
+        if wanted := self.options.camera:
+            unwanted = [item.name for item in info.cameras if not camera_names(item.name) & set(wanted)]
+            info = replace(info, unwanted=tuple(unwanted))
         layout = (v3 if info.version.lstrip("v").startswith("3") else v2).read(folder, info)
         layout.meta.insert(0, INFO)
         checks.read_modality(layout, self._known)
@@ -151,24 +164,25 @@ class LerobotConverter(EpisodeConverter):
         layout = self._layouts[name]
         used = dict.fromkeys(path for rule in self._mapping.rules for path in rule.source)
         rows = self._episode(layout, entry)
-        loaded = Loaded({})
+        loaded = Loaded({}, source_meta={**entry.extra, "episode_index": entry.index})
         cameras = {video.camera: video for video in entry.videos}
         for path in used:
             item = self._found.fields[path]
             if path == TIMESTAMP:
                 loaded.arrays[path] = timestamps(entry.length, layout.info.rate)
             elif path in cameras:
-                loaded.arrays[path] = self._frames(layout, name, cameras[path], entry.length, item)
+                loaded.arrays[path], beyond = self._frames(layout, name, cameras[path], entry.length, item)
+                if beyond > 0:
+                    loaded.source_meta.setdefault("frames_beyond_rows", {})[path] = beyond
             elif column_of(path) in rows.rows.schema.names:
                 loaded.arrays[path] = rows.value(item)
-        loaded.source_meta = {**entry.extra, "episode_index": entry.index}
         if first:
             loaded.source_meta["dataset"] = layout.facts
         self._say_tasks(layout, entry, rows, loaded)
         self._say_ends(rows, loaded)
         if texts := _texts(rows):
             loaded.source_meta["columns"] = texts
-        loaded.source_meta.update(checks.of_episode(layout, entry, rows, loaded.arrays, self._found.fields))
+        loaded.source_meta.update(checks.of_episode(layout, entry, rows, loaded.arrays, self._found.fields, self._rows))
         loaded.split = checks.split_of(layout.info.splits, entry.index)
         return loaded
 
@@ -197,7 +211,8 @@ class LerobotConverter(EpisodeConverter):
             start, stop = checks.row_range(rows, entry)
         return EpisodeRows(rows, start, stop, layout.folder)
 
-    def _frames(self, layout: Layout, name: str, video: Video, count: int, item: Field) -> Any:
+    def _frames(self, layout: Layout, name: str, video: Video, count: int, item: Field) -> tuple[Any, int]:
+        """Blocks of frames, and how many frames the file has beyond those of this episode if it has no other."""
         opened, reader = self._videos.get(video.camera, ("", None))
         if reader is None or opened != f"{name}/{video.file}":
             if reader is not None:
@@ -205,11 +220,12 @@ class LerobotConverter(EpisodeConverter):
             reader = VideoReader(layout.folder.path(video.file), video.file)
             self._videos[video.camera] = (f"{name}/{video.file}", reader)
         shape = item.shape
+        beyond = reader.facts.frames - video.first - count if video.alone else 0
         frames = reader.read(video.first, count, layout.info.rate, shape, video.alone)
         if len(shape) != 2:
-            return frames
+            return frames, beyond
         counts = DepthScale.of(layout.info.features[video.camera].facts).counts()
-        return (counts[np.minimum(block, len(counts) - 1)] for block in frames)
+        return (counts[np.minimum(block, len(counts) - 1)] for block in frames), beyond
 
     def _say_tasks(self, layout: Layout, entry: Entry, rows: EpisodeRows, loaded: Loaded) -> None:
         """The task of most rows; all of them, and where they change, go to source_meta."""

@@ -54,6 +54,8 @@ class Info:
     splits: Mapping[str, str] = field(default_factory=dict)
     robot_type: str = ""
     rest: Mapping[str, Any] = field(default_factory=dict)
+    unwanted: tuple[str, ...] = ()
+    """Cameras that nobody asked for: their videos may be missing."""
 
     @property
     def cameras(self) -> tuple[Declared, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -102,20 +102,15 @@ class Layout:
         kept = []
         for entry in self.entries:
             videos = tuple(video for video in entry.videos if video.camera in there)
+            videos = tuple(video for video in videos if video.file or video.camera not in self.info.unwanted)
             missing = sorted(video.camera for video in videos if not video.file)
             with self.collecting(entry.name):
                 if missing:
                     raise SourceError(
-                        f"the video of {', '.join(missing)} is missing; fetch it, or leave out the camera"
+                        f"the video of {', '.join(missing)} is missing; fetch it, or ask for the other cameras only"
                     )
-                kept.append(_with_videos(entry, videos))
+                kept.append(replace(entry, videos=videos))
         self.entries = kept
-
-
-def _with_videos(entry: Entry, videos: tuple[Video, ...]) -> Entry:
-    return Entry(
-        entry.index, entry.length, entry.data, entry.start, videos, entry.tasks, entry.stats, entry.extra
-    )  # fmt: skip
 
 
 def whole(row: Mapping[str, Any], key: str, least: int = 0, most: int = MAX_STEPS) -> int:

@@ -269,7 +269,8 @@ def first_difference(one: Array, other: Array) -> int | None:
 
 
 def _distance(one: Array, other: Array) -> float:
-    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinite ones, and NaN that signal
+        difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
     return float(np.nanmax(difference)) if not np.isnan(difference).all() else float("nan")
 
 

@@ -75,7 +75,9 @@ def robomimic(ctx: click.Context, /, **_: Any) -> int:
 def lerobot(ctx: click.Context, /, **_: Any) -> int:
     """LeRobot sets of versions 1 to 3, with their videos.
 
-    SOURCE is the folder of one set. Example: vrl3data convert lerobot lerobot/pusht out/pusht --image-size 84
+    SOURCE is the folder of one set; videos need: pip install "vrl3data[video]".
+
+    Example: vrl3data convert lerobot so101_pick_place out/pick-place --image-size 128
     """
     return run_kind(ctx, "lerobot")
 

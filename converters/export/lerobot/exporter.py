@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,13 +33,19 @@ MAX_RATE = 1000
 class LerobotExportOptions:
     """`video` false: pictures as PNG, bit for bit. `fps` 0: from the timestamps. `crf` -1: 30 for av1, 23 for h264."""
 
-    video: bool = True
-    codec: str = "av1"
-    crf: int = -1
-    fps: int = 0
-    robot_type: str = ""
-    data_files_size_in_mb: int = 100
-    video_files_size_in_mb: int = 200
+    video: bool = field(default=True, metadata={"help": "Cameras as mp4 with loss, or as PNG bit for bit."})
+    codec: Literal["av1", "h264"] = field(default="av1", metadata={"help": "Of the videos."})
+    crf: int = field(
+        default=-1,
+        metadata={"help": "Constant rate factor: smaller is better and larger.", "shown": "30 for av1, 23 for h264"},
+    )
+    fps: int = field(
+        default=0,
+        metadata={"help": "Frames per second, in place of what the timestamps say.", "shown": "from the timestamps"},
+    )
+    robot_type: str = field(default="", metadata={"help": "Name of the robot, for info.json."})
+    data_files_size_in_mb: int = field(default=100, metadata={"help": "Largest size of a data file."})
+    video_files_size_in_mb: int = field(default=200, metadata={"help": "Largest size of a video."})  # fmt: skip
 
 
 class LerobotExporter:
