@@ -77,6 +77,7 @@ def test_hold_never_looks_ahead() -> None:
     assert found.valid_N.tolist() == [False, True, True, True, True]
     assert found.index_N.tolist() == [0, 0, 0, 1, 1]
     assert align(control, stamps, "nearest").index_N.tolist() == [0, 0, 1, 1, 1]
+    assert align(np.array([15]), stamps, "nearest").index_N.tolist() == [0]
 
 
 def test_of_messages_with_the_same_stamp_hold_takes_the_last() -> None:
@@ -381,6 +382,13 @@ def test_a_log_time_that_was_set_does_not_spoil_the_header() -> None:
         stream.log_N[300:] += size * SECOND
         clock = chosen(stream)
         assert (clock.which, error_of(clock, stream), clock.splits) == ("header", 0, ())
+
+
+def test_a_recorder_that_began_in_1970_does_not_spoil_the_header() -> None:
+    stream = topic(6, 30, 20)
+    stream.log_N[:100] -= EPOCH - SECOND
+    clock = chosen(stream)
+    assert (clock.which, error_of(clock, stream), clock.offset_ns) == ("header", 0, 0)
 
 
 def test_log_times_are_never_sorted_across_a_reset() -> None:

@@ -224,6 +224,7 @@ def test_held_and_invalid_steps() -> None:
     assert {finding.name: finding.severity for finding in found.errors} == {"invalid": "error"}
     state = found.traces["camera"].state
     assert INVALID in state and HELD in state
+    assert (state > 0).mean() > 0.95  # ten steps a second, fifty columns
     assert set(found.traces["joints"].state.tolist()) <= {0, 1, MIXED}
 
 
@@ -240,6 +241,15 @@ def test_a_message_that_came_late_is_not_missing() -> None:
     times = np.arange(50) * 1000
     times[20:23] = 23_000 + np.arange(3)
     assert missing(np.diff(times), 1000).sum() == 0
+
+
+def test_bursts_are_jitter_and_nothing_is_called_missing() -> None:
+    random = np.random.default_rng(0)
+    dt = random.choice([50, 5, 95, 130], 400, p=[0.7, 0.13, 0.13, 0.04]) * MS
+    times = EPOCH + np.cumsum(dt)
+    clock = choose_clock(times, times, times + MS)
+    found = report([Aligned("camera", clock)], np.array([], np.int64), "30 Hz")
+    assert names(found) == {"jitter"} and missing(dt, 50 * MS).sum() > 0
 
 
 # -- thresholds, JSON, text, picture -------------------------------------------------------------------------
