@@ -540,3 +540,22 @@ def _png(mode: str) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).convert(mode).save(out, "PNG")
     return out.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "write"), [("image-table", write_tables), ("webdataset", write_webdataset)])
+def test_files_of_one_name_in_two_sources_are_all_converted(
+    tmp_path: Path, kind: str, write: Callable[[Path], Path]
+) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    small = {"image_size": 16, "fit": "crop"}
+    alone = vrl3data.convert(kind, one, tmp_path / "alone", small)
+    both = vrl3data.convert(kind, [one, two], tmp_path / "both", small)
+    assert both.manifest.samples == 2 * alone.manifest.samples
+    with vrl3data.open(tmp_path / "alone") as dataset:
+        names = sorted(dataset.index["name"].to_pylist())
+    with vrl3data.open(tmp_path / "both") as dataset:
+        found = sorted(dataset.index["name"].to_pylist())
+    assert found == sorted(f"{source}/{name}" for source in ("one", "two") for name in names)
+    assert {name: split.samples for name, split in both.manifest.splits.items()} == {
+        name: 2 * split.samples for name, split in alone.manifest.splits.items()
+    }
