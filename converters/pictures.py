@@ -56,6 +56,8 @@ def decode(file: bytes, shape: tuple[int, ...]) -> Array:
             found = (image.height, image.width)
             if found != shape[:2]:  # before anything is decoded
                 raise SourceError(f"expected a picture of {shape[0]}x{shape[1]}, found {found[0]}x{found[1]}")
+            if dtype == np.uint8 and image.mode.startswith("I"):  # Pillow would cut off at 255
+                raise SourceError("expected a picture of 8 bits, found one of 16 bits per pixel, as depth has it")
             picture = image.convert("RGB" if shape[2] == 3 else "L") if len(shape) == 3 else image
             array = np.asarray(picture)
     except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from converters.base import Unit
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.pictures import picture_size
 from converters.rlds import example, shards, tfrecord
 from converters.rlds.features import Layout, Spec, guess_features, read_features, step_count
@@ -118,7 +118,7 @@ class RldsConverter(EpisodeConverter):
             rules.append(Rule("action", tuple(joined), names=names))
             parts = [path for path in parts if path not in joined]
         rules += [_rule(path, known[path], specs[path]) for path in parts]
-        return FieldMap(self.kind, tuple(sorted(rules, key=lambda rule: rule.name)))
+        return FieldMap(self.kind, distinct(sorted(rules, key=lambda rule: rule.name)))
 
     def read(self, unit: Unit) -> Episode:
         """How many steps a record has stands in the record, so it is read first."""
