@@ -19,7 +19,7 @@ from converters.minari.metadata import METADATA, Metadata, read_json
 from converters.minari.spaces import Leaf
 from converters.pictures import Frames
 from vrl3data.errors import SourceError, locate
-from vrl3data.schema import DTYPES, Array
+from vrl3data.schema import Array
 
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError)
 """What pyarrow was seen to raise on damaged files."""
@@ -91,7 +91,10 @@ class ArrowStorage:
                 pictures.append(leaf.path)
             else:
                 found.fields[leaf.path] = Field(leaf.path, leaf.dtype, leaf.shape, kept_as)
-        found.fields["rewards"] = Field("rewards", str(np.dtype(schema.field("rewards").type.to_pandas_dtype())))
+        rewards = _dtype(schema.field("rewards").type)
+        if not rewards:
+            raise SourceError(f"expected a column of numbers, rewards, found {schema.field('rewards').type}")
+        found.fields["rewards"] = Field("rewards", rewards)
         if "infos" in schema.names:
             for leaf in _info_leaves(schema.field("infos"), ("infos",)):
                 if leaf.kind == "Text":
@@ -246,9 +249,15 @@ def _info_leaves(field: pa.Field, parts: tuple[str, ...]) -> Iterator[Leaf]:
     if pa.types.is_fixed_size_list(kind):
         shape = _shape(field.metadata, kind.list_size)
         kind = kind.value_type
-    dtype = str(np.dtype(kind.to_pandas_dtype()))
-    if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) <= SMALL * SMALL:
+    dtype = _dtype(kind)
+    if dtype and int(np.prod(shape, dtype=np.int64)) <= SMALL * SMALL:
         yield Leaf(path, parts, "Box", dtype, shape)
+
+
+def _dtype(kind: pa.DataType) -> str:
+    """Of a column of numbers; empty for anything else."""
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype())) if number else ""
 
 
 def _shape(said: dict[bytes, bytes] | None, size: int) -> tuple[int, ...]:

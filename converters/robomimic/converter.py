@@ -25,6 +25,7 @@ from converters.hdf5 import (
     open_hdf5,
     plain,
     read,
+    some_attributes,
 )
 from converters.mapping import FieldMap
 from converters.robomimic import cameras, demos, dones, guess, render
@@ -162,7 +163,7 @@ class RobomimicConverter(EpisodeConverter):
                 ends = (np.nanmin(first), np.nanmax(first)) if not np.isnan(first).all() else (0.0, 0.0)
                 if self.options.depth == "metres" or not (ends[0] >= 0.8 and ends[1] <= 1.0):
                     self._metres.add(path)
-        cameras.collect(self._cameras, demos.attributes_of(group, ("camera_info",)).get("camera_info"))
+        cameras.collect(self._cameras, some_attributes(group, ("camera_info",)).get("camera_info"))
 
     def _notes(self, found: list[Demo], facts: Facts, meaning: str) -> list[str]:
         notes = []
