@@ -134,12 +134,9 @@ class AlohaConverter(EpisodeConverter):
             fields: dict[str, Field] = {}
             notes, files = [], []
             for item, dataset in found.items():
-                if _is_text(dataset) or not _per_step(item, dataset, length, final):
-                    notes += (
-                        []
-                        if is_small(dataset, SMALL)
-                        else [f"{item}: {dataset.shape} is not one row per step: left out"]
-                    )
+                if item == TIMESTAMP or _is_text(dataset) or not _per_step(item, dataset, length, final):
+                    if not is_small(dataset, SMALL):
+                        notes.append(f"{item}: {dataset.dtype} of shape {dataset.shape} is left out")
                     continue
                 rows = "state" if item.startswith("observations/") else "step"
                 if _is_coded(item, dataset):

@@ -25,9 +25,9 @@ from converters.base import (
     source_identity,
     without_suffixes,
 )
-from converters.fields import Field, Loaded, Recording, Scan
+from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
 from converters.hashing import LazyHash
-from converters.mapping import FieldMap, read_map
+from converters.mapping import FieldMap, distinct, read_map
 from converters.pictures import check_fit
 from converters.values import Look, feature_of, values
 from vrl3data.errors import ConfigError, SourceError, locate
@@ -187,7 +187,7 @@ class EpisodeConverter(ABC):
     def _mapping(self) -> FieldMap:
         known = self._found.fields
         if not self.options.mapping:
-            map_ = self.guess(known)
+            map_ = _own_clock(self.guess(known))
             used = {path for rule in map_.rules for path in rule.source}
             return replace(map_, dropped=tuple(sorted(set(known) - used))).only(self.options.camera)
         map_ = read_map(Path(self.options.mapping), self.kind)
@@ -302,11 +302,25 @@ def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     return _Found(tuple(recordings), known, files, tuple(problems), notes, license_, "\n".join(descriptions))
 
 
+def _own_clock(map_: FieldMap) -> FieldMap:
+    """A field that only has the name of our clock keeps it apart: nobody knows what it counts, and from when."""
+    rules = (
+        replace(rule, name=f"recorded.{TIMESTAMP}") if rule.name == TIMESTAMP and rule.unit != "ns" else rule
+        for rule in map_.rules
+    )
+    return replace(map_, rules=distinct(rules))
+
+
 def _contradiction(known: Mapping[str, Field], recording: Recording) -> SourceError | None:
     for path, field in recording.fields.items():
         want = known.get(path, field)
+        error = None
         if (want.dtype, want.shape, want.rows) != (field.dtype, field.shape, field.rows):
             error = SourceError(f"expected {want.describe} as in the episodes before, found {field.describe}")
+        elif want.names and field.names and want.names != field.names:
+            first, other = (", ".join(names)[:120] for names in (want.names, field.names))
+            error = SourceError(f"expected the entries {first} as in the episodes before, found {other}")
+        if error is not None:
             try:
                 with locate(path=recording.files[0], episode=recording.name, feature=path):
                     raise error

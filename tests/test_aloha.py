@@ -262,3 +262,12 @@ def test_two_files_that_differ_in_their_ending_are_two_episodes(tmp_path: Path) 
     run(AlohaConverter([tmp_path / "set"], AlohaOptions()), tmp_path / "out")
     with vrl3data.open(tmp_path / "out") as dataset:
         assert [item.meta["name"] for item in dataset] == ["set/episode_0.h5", "set/episode_0.hdf5"]
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0])
+def test_a_clock_of_the_file_is_kept_beside_ours(tmp_path: Path, rate: float) -> None:
+    source = make_episode(tmp_path / "episode_0.hdf5", 3, timestamp=np.arange(3) / 30)
+    run(AlohaConverter([source], AlohaOptions(rate=rate)), tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert ("timestamp" in dataset.schema.names) == (rate < 0)
+        assert json.loads(dataset[0].meta["source_meta"])["timestamp"] == [0.0, 1 / 30, 2 / 30]

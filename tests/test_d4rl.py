@@ -264,3 +264,13 @@ def test_fields_whose_names_become_one_keep_apart(tmp_path: Path) -> None:
     convert(source, tmp_path / "out")
     with vrl3data.open(tmp_path / "out") as dataset:
         assert {float(dataset[0][name][0]) for name in ("info.a_b", "info.a_b_2")} == {0.0, 1.0}
+
+
+def test_a_field_that_is_called_timestamp_is_not_our_clock(tmp_path: Path) -> None:
+    source = make_file(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        file["timestamp"] = np.arange(COUNT) / 50
+    convert(source, tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert "timestamp" not in dataset.schema.names
+        assert dataset[0]["recorded.timestamp"].tolist() == [0.0, 0.02, 0.04, 0.06]

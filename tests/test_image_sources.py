@@ -242,6 +242,15 @@ def test_hostile_members_stop_or_are_skipped(tmp_path: Path, bad: bytes, match: 
     assert sorted(item.name for item in tmp_path.iterdir()) == ["ILSVRC2012_img_train.tar", "out"]
 
 
+def test_an_archive_that_ends_with_the_bytes_of_a_picture(tmp_path: Path) -> None:
+    """Without the zeros that fill its last block."""
+    picture = jpeg(40, 50)
+    (tmp_path / "train.tar").write_bytes(tar_bytes({"0.cls": b"1", "0.jpg": picture})[: 3 * 512 + len(picture)])
+    receipt = vrl3data.convert("webdataset", tmp_path, tmp_path / "out", on_error="skip")
+    assert receipt.manifest.samples == 1
+    assert "the archive ends after '0.jpg' without its end mark" in receipt.skipped[0]["reason"]
+
+
 def test_archives_cut_off_anywhere(tmp_path: Path) -> None:
     """The pictures before the cut are kept, the cut is reported: inside pictures, headers, between archives."""
     whole = write_train_tar(tmp_path / "whole.tar", train_pictures(2)).read_bytes()

@@ -186,7 +186,7 @@ class RobomimicConverter(EpisodeConverter):
 
     def _recording(self, demo: Demo, name: str, facts: Facts, payload: _Payload) -> Recording:
         fields = dict(demo.fields)
-        if facts.env.rate and TIMESTAMP not in fields and "extra/timestamp" not in fields:
+        if facts.env.rate and not {TIMESTAMP, "extra/timestamp"} & set(fields):
             fields[TIMESTAMP] = Field(TIMESTAMP, "int64", (), "state")
         return Recording(demo.name, demo.length, (name,), fields, payload)
 
@@ -229,7 +229,7 @@ class RobomimicConverter(EpisodeConverter):
             loaded = Loaded(_arrays(group, demo), bool(demo.final))
             if self._scenes is not None:
                 loaded.arrays |= self._scenes.draw(group, self._scenes.fields(group, demo))
-            if facts.env.rate and "extra/timestamp" not in demo.fields:
+            if facts.env.rate and not {TIMESTAMP, "extra/timestamp"} & set(demo.fields):
                 loaded.arrays[TIMESTAMP] = timestamps(demo.length + bool(demo.final), facts.env.rate)
             attrs = {key: decoded(value) for key, value in attributes(group).items()}
             exported = attrs.pop("vrl3data", {})

@@ -81,6 +81,8 @@ def _rank(path: str) -> tuple[bool, str]:
 
 def _rule(path: str, field_: Field, said: Said) -> Rule:
     top, _, rest = path.partition("/")
+    if path == TIMESTAMP and (field_.dtype, field_.rows) != ("int64", "state"):  # the file's own
+        return Rule(TIMESTAMP, (path,))
     if path in NAMED:
         unit = "ns" if path == TIMESTAMP else ""
         kind = {"actions": said.representation, "actions_abs": _absolute(said.representation)}.get(path, "")
