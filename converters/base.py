@@ -168,6 +168,15 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), word) if word.isdigit() else (-1, word) for word in words if word]
 
 
+def placed(error: SourceError, **where: Any) -> SourceError:
+    """The error with its place (see `locate`), to be told later."""
+    try:
+        with locate(**where):
+            raise error
+    except SourceError:
+        return error
+
+
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:
     """FORMAT.md 8: over (relative path, size) of all source files."""
     total = hashlib.sha256()

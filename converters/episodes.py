@@ -21,6 +21,7 @@ from converters.base import (
     check_exists,
     check_shared,
     natural,
+    placed,
     relative_names,
     source_identity,
     without_suffixes,
@@ -321,11 +322,7 @@ def _contradiction(known: Mapping[str, Field], recording: Recording) -> SourceEr
             first, other = (", ".join(names)[:120] for names in (want.names, field.names))
             error = SourceError(f"expected the entries {first} as in the episodes before, found {other}")
         if error is not None:
-            try:
-                with locate(path=recording.files[0], episode=recording.name, feature=path):
-                    raise error
-            except SourceError as placed:
-                return placed
+            return placed(error, path=recording.files[0], episode=recording.name, feature=path)
     return None
 
 

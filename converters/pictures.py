@@ -6,8 +6,10 @@ Letters: N rows, H height, W width, C channels.
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,25 @@ FITS = ("crop", "pad", "squash")
 FORMATS = ("JPEG", "PNG")
 BLOCK_FRAMES = 16
 MAX_DEPTH = 65535
+
+
+class LazyFiles(Sequence[bytes]):
+    """Files that are read when they are asked for."""
+
+    @abstractmethod
+    def file(self, row: int) -> bytes:
+        """That of a row, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self.file(row) for row in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.file(index)
 
 
 @dataclass(frozen=True)

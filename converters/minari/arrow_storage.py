@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from converters.hdf5 import SMALL as SMALL_FILE
 from converters.minari.episode import SMALL, Found, ended
 from converters.minari.metadata import METADATA, Metadata, read_json
 from converters.minari.spaces import Leaf
-from converters.pictures import Frames
+from converters.pictures import Frames, LazyFiles
 from vrl3data.errors import SourceError, locate
 from vrl3data.schema import Array
 
@@ -26,7 +26,7 @@ BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryErr
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
-class BinaryRows(Sequence[bytes]):
+class BinaryRows(LazyFiles):
     """The first `count` rows of a binary column, which stays where it is."""
 
     def __init__(self, column: pa.ChunkedArray, count: int, path: str) -> None:
@@ -35,18 +35,10 @@ class BinaryRows(Sequence[bytes]):
     def __len__(self) -> int:
         return self.rows
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(self.rows))]
-        if not 0 <= index < self.rows:
-            raise IndexError(index)
-        value = self.column[index].as_py()
+    def file(self, row: int) -> bytes:
+        value = self.column[row].as_py()
         if not isinstance(value, bytes):
-            with locate(step=index, feature=self.path):
+            with locate(step=row, feature=self.path):
                 raise SourceError("expected the bytes of a picture, found nothing")
         return value
 

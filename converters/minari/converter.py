@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from converters.base import placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
 from converters.mapping import FieldMap, Rule, distinct, feature_name
@@ -146,15 +147,8 @@ def _missing(numbers: Sequence[int], promised: int, name: str) -> list[tuple[str
         problems += [(number, "the episode is missing") for number in one_by_one]
         if more := after - before - 1 - len(one_by_one):
             problems.append((one_by_one.stop, f"this episode and {more - 1} after it are missing"))
-    return [_problem(name, f"episode_{number}", text) for number, text in problems]
-
-
-def _problem(name: str, label: str, text: str) -> tuple[str, SourceError]:
-    try:
-        with locate(path=name, episode=label):
-            raise SourceError(text)
-    except SourceError as error:
-        return f"{name}/{label}", error
+    labelled = ((f"episode_{number}", text) for number, text in problems)
+    return [(f"{name}/{label}", placed(SourceError(text), path=name, episode=label)) for label, text in labelled]
 
 
 def _totals(meta: Metadata, numbers: Sequence[int], steps: int, broken: bool) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from converters.base import Unit
+from converters.base import Unit, placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
 from converters.mapping import FieldMap, Rule, distinct, feature_name
@@ -87,7 +87,7 @@ class RldsConverter(EpisodeConverter):
         for label, path in files.items():
             found[label], error = tfrecord.scan(path)
             if error is not None:
-                problems.append((label, _placed(error, label)))
+                problems.append((label, placed(error, path=label)))
         set_, more = self._look(folder, files, found)
         notes += [*more, *shards.copies(found), *shards.missing_shards(files)]
         info, more = shards.read_info(folder, files, found)
@@ -277,11 +277,3 @@ def _places(field: Field) -> list[str]:
 
 def _top(path: str) -> str:
     return path.partition("/")[0]
-
-
-def _placed(error: SourceError, label: str) -> SourceError:
-    try:
-        with locate(path=label):
-            raise error
-    except SourceError as placed:
-        return placed

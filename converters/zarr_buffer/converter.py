@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.base import placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
 from converters.mapping import FieldMap, Rule, distinct, feature_name
@@ -127,7 +128,8 @@ class ZarrConverter(EpisodeConverter):
             if stop > start:
                 recordings.append(Recording(label, stop - start, (first,), fields, payload))
             else:
-                problems.append((f"{name}/{label}", _empty(name, label)))
+                empty = SourceError("the episode has no steps: episode_ends repeats a number")
+                problems.append((f"{name}/{label}", placed(empty, path=name, episode=label)))
             start = stop
         return Scan(tuple(recordings), files, tuple(problems), tuple(notes))
 
@@ -263,15 +265,6 @@ def _files(store: FolderStore | ZipStore, source: Path, name: str) -> dict[str, 
     if source.is_file():
         return {name: source}
     return {f"{name}/{key}": source / key for key, _ in sorted(store.sizes(""))}
-
-
-def _empty(name: str, label: str) -> SourceError:
-    error = SourceError("the episode has no steps: episode_ends repeats a number")
-    try:
-        with locate(path=name, episode=label):
-            raise error
-    except SourceError as placed:
-        return placed
 
 
 def _because(notes: Sequence[str]) -> str:
