@@ -19,11 +19,11 @@ from typing import Any
 
 import h5py
 
+from converters.base import natural, without_suffixes
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan, timestamps
 from converters.frame_files import FrameFiles, field_of_files, holds_files
 from converters.hdf5 import (
-    BROKEN,
     Hdf5Files,
     attributes,
     blocks,
@@ -32,12 +32,13 @@ from converters.hdf5 import (
     datasets,
     field_of,
     is_hdf5,
+    is_small,
     names,
     open_hdf5,
     plain,
     read,
 )
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.pictures import Frames
 from vrl3data.errors import ConfigError, SourceError, locate
 
@@ -105,25 +106,24 @@ class AlohaConverter(EpisodeConverter):
             raise SourceError("no .hdf5 files are in this folder")
         recordings, problems, notes = [], [], []
         files = {}
-        for path in paths:
-            inner = f"{name}/{path.relative_to(source).as_posix()}" if path != source else name
-            files[inner] = path
+        inside = [path.relative_to(source).as_posix() if path != source else path.name for path in paths]
+        for path, inner, label in zip(paths, inside, without_suffixes(inside), strict=True):
+            file = f"{name}/{inner}" if path != source else name
+            files[file] = path
             try:
-                with locate(path=inner):
-                    recording, said = self._recording(path, inner, inner.removeprefix(f"{name}/"))
+                with locate(path=file):
+                    recording, said = self._recording(path, file, label)
                     recordings.append(recording)
                     notes += said
             except SourceError as error:
-                problems.append((inner.rpartition(".")[0], error))
+                problems.append((f"{name}/{label}" if path != source else name.rpartition(".")[0], error))
         return Scan(tuple(recordings), files, tuple(problems), tuple(dict.fromkeys(notes)))
 
-    def _recording(self, path: Path, inner: str, short: str) -> tuple[Recording, list[str]]:
+    def _recording(self, path: Path, name: str, label: str) -> tuple[Recording, list[str]]:
         with open_hdf5(path) as file:
-            top = names(file)
-            group = child(file, "observations") if "observations" in top else None
-            if not isinstance(group, h5py.Group) or "qpos" not in names(group):
+            if not _has_observations(file):
                 raise SourceError("expected /observations/qpos and /action, as ALOHA writes them; this is another kind")
-            action = child(file, "action") if "action" in top else None
+            action = child(file, "action") if "action" in names(file) else None
             if not isinstance(action, h5py.Dataset) or not action.shape:
                 raise SourceError("expected the dataset /action: without actions there are no steps")
             length = len(action)
@@ -134,8 +134,9 @@ class AlohaConverter(EpisodeConverter):
             fields: dict[str, Field] = {}
             notes, files = [], []
             for item, dataset in found.items():
-                if _is_text(dataset) or not _per_step(item, dataset, length, final):
-                    notes += [] if _is_kept(dataset) else [f"{item}: {dataset.shape} is not one row per step: left out"]
+                if item == TIMESTAMP or _is_text(dataset) or not _per_step(item, dataset, length, final):
+                    if not is_small(dataset, SMALL):
+                        notes.append(f"{item}: {dataset.dtype} of shape {dataset.shape} is left out")
                     continue
                 rows = "state" if item.startswith("observations/") else "step"
                 if _is_coded(item, dataset):
@@ -148,7 +149,7 @@ class AlohaConverter(EpisodeConverter):
         if rate:
             fields[TIMESTAMP] = Field(TIMESTAMP, "int64", (), "state")
         payload = _Payload(tuple(item for item in fields if item != TIMESTAMP), tuple(files), final, rate)
-        return Recording(short.rpartition(".")[0], length, (inner,), fields, payload), notes
+        return Recording(label, length, (name,), fields, payload), notes
 
     def _rate(self, file: h5py.File, fields: Mapping[str, Field]) -> tuple[float, list[str]]:
         """(steps per second, 0 if not known; what is to be said of it)."""
@@ -170,7 +171,7 @@ class AlohaConverter(EpisodeConverter):
             color = self.options.color if name.startswith("obs.image.") and field.shape[-1] == 3 else ""
             means = "abs_joint" if name == "action" else "velocity" if name == "action.base" else ""
             rules.append(Rule(name, (path,), color=color, representation=means, unit="ns" if path == TIMESTAMP else ""))
-        return FieldMap(self.kind, tuple(sorted(rules, key=lambda rule: _order(rule.name))))
+        return FieldMap(self.kind, distinct(sorted(rules, key=lambda rule: _order(rule.name))))
 
     def load(self, recording: Recording) -> Loaded:
         payload: _Payload = recording.payload
@@ -188,9 +189,11 @@ class AlohaConverter(EpisodeConverter):
         if payload.rate:
             loaded.arrays[TIMESTAMP] = timestamps(states, payload.rate)
         said = attributes(file)
-        loaded.success = int(said["success"]) if isinstance(said.get("success"), (bool, int)) else -1
+        loaded.success = int(said["success"]) if said.get("success") in (0, 1) else -1
         small = {
-            path: plain(read(data)) for path, data in datasets(file) if path not in payload.paths and _is_kept(data)
+            path: plain(read(data))
+            for path, data in datasets(file)
+            if path not in payload.paths and is_small(data, SMALL)
         }
         loaded.task = _task(said, small)
         small.pop(LENGTHS, None)
@@ -204,22 +207,23 @@ class AlohaConverter(EpisodeConverter):
 def _files_in(folder: Path) -> list[Path]:
     """In the order of their numbers: episode_2 before episode_10."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: _natural(path.relative_to(folder)))
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.as_posix()) if word]
+    return sorted((path for path in found if path.is_file()), key=lambda path: natural(path.as_posix()))
 
 
 def _is_aloha(path: Path) -> bool:
     if not is_hdf5(path):
         return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            group = file.get("observations")
-            return isinstance(group, h5py.Group) and "qpos" in group and "action" in file
-    except BROKEN:  # named as ALOHA names its episodes: its own message says what is wrong with it
+        with open_hdf5(path) as file:
+            return _has_observations(file) and "action" in names(file)
+    except SourceError:  # named as ALOHA names its episodes: its own message says what is wrong with it
         return re.fullmatch(r"episode_\d+", path.stem) is not None
+
+
+def _has_observations(file: h5py.File) -> bool:
+    """Whether there is observations/qpos. SourceError if the file is damaged there, or has links in place of it."""
+    group = child(file, "observations") if "observations" in names(file) else None
+    return isinstance(group, h5py.Group) and "qpos" in names(group)
 
 
 def _has_final(found: Mapping[str, h5py.Dataset], length: int) -> bool:
@@ -243,12 +247,6 @@ def _per_step(path: str, dataset: h5py.Dataset, length: int, final: bool) -> boo
 
 def _is_text(dataset: h5py.Dataset) -> bool:
     return h5py.check_string_dtype(dataset.dtype) is not None and not _is_coded(dataset.name, dataset)
-
-
-def _is_kept(dataset: h5py.Dataset) -> bool:
-    """Whether it is small enough for source_meta."""
-    check_dataset(dataset)
-    return h5py.check_vlen_dtype(dataset.dtype) is None and dataset.size is not None and dataset.size <= SMALL
 
 
 def _is_coded(path: str, dataset: h5py.Dataset) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -143,6 +146,44 @@ def loss_note(feature: Feature) -> str:
     return (
         f"{feature.name}: stored as {feature.codec}, with loss (measured in each sample); --codec png keeps every pixel"
     )
+
+
+def relative_names(items: Sequence[Path]) -> list[str]:
+    """The last part of every path, or as many of the last parts as it takes to tell them apart."""
+    parts = [Path(os.path.abspath(item)).parts[1:] for item in items]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same source is given twice")
+
+
+def without_suffixes(names: Sequence[str]) -> list[str]:
+    """The names as those of samples, without what files end with; whole where two would become one."""
+    stems = [_without_suffix(name) for name in names]
+    counts = Counter(stems)
+    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
+
+
+def _without_suffix(name: str) -> str:
+    head, _, last = name.rpartition("/")
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9_-]*$", "", last)  # a folder 1.0.0 keeps its name
+    return f"{head}/{stem}" if head else stem
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """To sort by: episode_2 before episode_10."""
+    words = re.split(r"([0-9]+)", name)
+    return [(int(word), word) if word.isdigit() else (-1, word) for word in words if word]
+
+
+def placed(error: SourceError, **where: Any) -> SourceError:
+    """The error with its place (see `locate`), to be told later."""
+    try:
+        with locate(**where):
+            raise error
+    except SourceError:
+        return error
 
 
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:

@@ -30,11 +30,12 @@ from converters.hdf5 import (
     datasets,
     field_of,
     is_hdf5,
+    is_small,
     open_hdf5,
     plain,
     read,
 )
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.schema import DTYPES
 
@@ -95,7 +96,7 @@ class D4rlConverter(EpisodeConverter):
                 check_dataset(dataset)
                 if _is_per_step(path, dataset, rows):
                     fields[path] = field_of(dataset, path, "state" if path == OBSERVATIONS else "step")
-                elif not _is_small(dataset):
+                elif not is_small(dataset, SMALL):
                     left_out.append(path)
         if left_out:
             notes.append(f"arrays that are not one row per step, left out: {_listed(left_out)}")
@@ -134,7 +135,7 @@ class D4rlConverter(EpisodeConverter):
             if layout:
                 name = "obs.image.camera" if path == OBSERVATIONS else "obs.image.next"
             rules.append(Rule(name, (path,), layout=layout or "hwc"))
-        return FieldMap(self.kind, tuple(sorted(rules, key=_place)))
+        return FieldMap(self.kind, distinct(sorted(rules, key=_place)))
 
     def load(self, recording: Recording) -> Loaded:
         cut: Cut = recording.payload
@@ -146,7 +147,11 @@ class D4rlConverter(EpisodeConverter):
                 last = read(child(file, NEXT), slice(cut.stop - 1, cut.stop))
                 rows = chain(rows, [last.astype(self._found.fields[path].dtype)])
             loaded.arrays[path] = rows
-        small = {path: _value(data) for path, data in datasets(file) if path not in loaded.arrays and _is_small(data)}
+        small = {
+            path: plain(read(data))
+            for path, data in datasets(file)
+            if path not in loaded.arrays and is_small(data, SMALL)
+        }
         skip = {TERMINALS, TIMEOUTS, NEXT}
         small = {path: value for path, value in small.items() if path not in skip}
         loaded.source_meta = {**attributes(file), **small, "rows": [cut.start, cut.stop]}
@@ -200,16 +205,6 @@ def _is_per_step(path: str, dataset: h5py.Dataset, rows: int) -> bool:
         and dataset.dtype.name in DTYPES
         and not path.startswith("metadata/")
     )
-
-
-def _is_small(dataset: h5py.Dataset) -> bool:
-    check_dataset(dataset)
-    return h5py.check_vlen_dtype(dataset.dtype) is None and dataset.size is not None and dataset.size <= SMALL
-
-
-def _value(dataset: h5py.Dataset) -> Any:
-    array = read(dataset)
-    return plain(array if array.ndim else array.item())
 
 
 def _listed(paths: list[str]) -> str:

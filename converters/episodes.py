@@ -6,8 +6,6 @@ of one recording (`load`); names, identity, sizes, codecs and the receipt come f
 
 from __future__ import annotations
 
-import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,10 +15,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.base import Plan, Unit, check_exists, check_shared, loss_note, source_identity
-from converters.fields import Field, Loaded, Recording, Scan
+from converters.base import (
+    Plan,
+    Unit,
+    check_exists,
+    check_shared,
+    loss_note,
+    natural,
+    placed,
+    relative_names,
+    source_identity,
+    without_suffixes,
+)
+from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
 from converters.hashing import LazyHash
-from converters.mapping import FieldMap, read_map
+from converters.mapping import FieldMap, distinct, read_map
 from converters.pictures import check_fit
 from converters.values import Look, feature_of, values
 from vrl3data.errors import ConfigError, SourceError, locate
@@ -181,7 +190,7 @@ class EpisodeConverter(ABC):
     def _mapping(self) -> FieldMap:
         known = self._found.fields
         if not self.options.mapping:
-            map_ = self.guess(known)
+            map_ = _own_clock(self.guess(known))
             used = {path for rule in map_.rules for path in rule.source}
             return replace(map_, dropped=tuple(sorted(set(known) - used))).only(self.options.camera)
         map_ = read_map(Path(self.options.mapping), self.kind)
@@ -205,8 +214,9 @@ class EpisodeConverter(ABC):
         for source in self.sources:
             check_exists(source)
             if source.is_dir() and self.suffixes:
-                inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in self.suffixes)
+                inside = [path for path in source.rglob("*") if path.suffix.lower() in self.suffixes]
                 inside = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+                inside.sort(key=lambda path: natural(path.as_posix()))
                 if not inside:
                     with locate(path=source.name):
                         raise SourceError(f"no {' or '.join(self.suffixes)} files are in this folder")
@@ -265,28 +275,22 @@ class _Units:
             yield Unit(name, (replace(recording, fields={}), LazyHash(self.converter.path(recording.files[0]))))
 
 
-def relative_names(items: Sequence[Path]) -> list[str]:
-    """The last part of every path, or as many of the last parts as it takes to tell them apart."""
-    parts = [Path(os.path.abspath(item)).parts[1:] for item in items]
-    for count in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError("the same source is given twice")
-
-
 def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     """All scans as one. A recording whose fields contradict those of the first that has them is a problem."""
     known: dict[str, Field] = {}
     recordings: list[tuple[str, Recording]] = []
     problems: list[tuple[str, SourceError]] = []
     files: dict[str, Path] = {}
-    for source, scan in scans:
+    taken: set[str] = set()
+    for label, (_, scan) in zip(without_suffixes([source for source, _ in scans]), scans, strict=True):
         files.update(scan.files if scan.recordings else {})  # only what samples are made from (FORMAT.md 8)
         problems += scan.problems
         for recording in scan.recordings:
-            name = f"{_without_suffix(source)}/{recording.name}"
+            name = f"{label}/{recording.name}"
             contradiction = _contradiction(known, recording)
+            if name in taken:
+                contradiction = SourceError(f"two episodes have the name {name!r}; the first one counts")
+            taken.add(name)
             if contradiction is not None:
                 problems.append((name, contradiction))
                 continue
@@ -301,27 +305,31 @@ def _join(scans: Sequence[tuple[str, Scan]], more_notes: list[str]) -> _Found:
     return _Found(tuple(recordings), known, files, tuple(problems), notes, license_, "\n".join(descriptions))
 
 
+def _own_clock(map_: FieldMap) -> FieldMap:
+    """A field that only has the name of our clock keeps it apart: nobody knows what it counts, and from when."""
+    rules = (
+        replace(rule, name=f"recorded.{TIMESTAMP}") if rule.name == TIMESTAMP and rule.unit != "ns" else rule
+        for rule in map_.rules
+    )
+    return replace(map_, rules=distinct(rules))
+
+
 def _contradiction(known: Mapping[str, Field], recording: Recording) -> SourceError | None:
     for path, field in recording.fields.items():
         want = known.get(path, field)
+        error = None
         if (want.dtype, want.shape, want.rows) != (field.dtype, field.shape, field.rows):
             error = SourceError(f"expected {want.describe} as in the episodes before, found {field.describe}")
-            try:
-                with locate(path=recording.files[0], episode=recording.name, feature=path):
-                    raise error
-            except SourceError as placed:
-                return placed
+        elif want.names and field.names and want.names != field.names:
+            first, other = (", ".join(names)[:120] for names in (want.names, field.names))
+            error = SourceError(f"expected the entries {first} as in the episodes before, found {other}")
+        if error is not None:
+            return placed(error, path=recording.files[0], episode=recording.name, feature=path)
     return None
 
 
 def _stem(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
-
-
-def _without_suffix(name: str) -> str:
-    head, _, last = name.rpartition("/")
-    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9_-]*$", "", last)  # a folder 1.0.0 keeps its name
-    return f"{head}/{stem}" if head else stem
 
 
 def _size(path: Path) -> int:

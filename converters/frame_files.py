@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
 import h5py
 import numpy as np
 
 from converters.fields import Field
 from converters.hdf5 import check_dataset, read
-from converters.pictures import picture_size
+from converters.pictures import LazyFiles, picture_size
 from vrl3data.errors import SourceError, locate
 
 BLOCK_ROWS = 16
 JPEG, JPEG_END, PNG = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 
 
-class FrameFiles(Sequence[bytes]):
+class FrameFiles(LazyFiles):
     """The first `count` rows of a dataset as files, read in blocks of 16. Padding with zeros is cut off."""
 
     def __init__(self, dataset: h5py.Dataset, count: int) -> None:
@@ -27,20 +24,12 @@ class FrameFiles(Sequence[bytes]):
     def __len__(self) -> int:
         return self.rows
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(self.rows))]
-        if not 0 <= index < self.rows:
-            raise IndexError(index)
-        first = index - index % BLOCK_ROWS
+    def file(self, row: int) -> bytes:
+        first = row - row % BLOCK_ROWS
         if first != self._first:
             rows = read(self.dataset, slice(first, min(first + BLOCK_ROWS, self.rows)))
-            self._first, self._block = first, [_file(row) for row in rows]
-        return self._block[index - first]
+            self._first, self._block = first, list(map(_file, rows))
+        return self._block[row - first]
 
 
 def holds_files(dataset: h5py.Dataset) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ BLOCK_BYTES = 32 * 1024**2
 MAX_RATIO = 2000
 """Of claimed to stored bytes: gzip reaches 1,032. Above `SMALL` bytes, more than this was not recorded by anybody."""
 SMALL = 256 * 1024**2
+MAX_CHUNK = 512 * 1024**2
+"""Of one chunk, which is unpacked as a whole for any row of it."""
 MAX_ENTRIES = 1_000_000
 MAX_DEPTH = 16
 MAX_ATTRIBUTE = 64 * 1024**2
@@ -136,12 +138,15 @@ def check_dataset(dataset: h5py.Dataset) -> None:
             elsewhere = created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL
             claimed = math.prod(dataset.shape or ()) * dtype.itemsize
             stored = dataset.id.get_storage_size()
+            chunk = math.prod(dataset.chunks or ()) * dtype.itemsize
         except BROKEN as error:
             raise SourceError(f"cannot be read: {_first_line(error)}") from error
         if elsewhere:
             raise SourceError("the data lies in another file, which is not followed; copy it into the file")
         if dtype.hasobject and h5py.check_string_dtype(dtype) is None and h5py.check_vlen_dtype(dtype) is None:
             raise SourceError(f"an array of objects ({dtype}) could run code when it is opened; it is not read")
+        if chunk > MAX_CHUNK:
+            raise SourceError(f"chunks of {chunk:,} bytes ({dataset.chunks}); at most {MAX_CHUNK:,} are read at once")
         if claimed > max(SMALL, MAX_RATIO * stored):
             raise SourceError(f"claims {claimed:,} bytes (shape {dataset.shape}), but {stored:,} are stored")
 
@@ -176,17 +181,34 @@ def read(dataset: h5py.Dataset, rows: slice | tuple[()] = ()) -> Array:
 
 def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """The attributes as plain values; text is decoded. SourceError if one is damaged."""
+    try:
+        listed = sorted(item.attrs)
+    except BROKEN as error:
+        raise SourceError(f"the attributes of {item.name} cannot be read: {_first_line(error)}") from error
+    return some_attributes(item, listed)
+
+
+def some_attributes(item: h5py.Group | h5py.Dataset, wanted: Sequence[str]) -> dict[str, Any]:
+    """Those of them that are there: the others, perhaps the XML of a scene, are not read."""
     found: dict[str, Any] = {}
     try:
-        for name in sorted(item.attrs):
-            attribute = item.attrs.get_id(name)
-            size = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
-            if size > MAX_ATTRIBUTE:
-                raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
-            found[name] = plain(item.attrs[name])
+        for name in wanted:
+            if name in item.attrs:
+                attribute = item.attrs.get_id(name)
+                size = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
+                if size > MAX_ATTRIBUTE:
+                    raise SourceError(f"the attribute {name!r} of {item.name} claims {size:,} bytes")
+                found[name] = plain(item.attrs[name])
     except BROKEN as error:
         raise SourceError(f"the attributes of {item.name} cannot be read: {_first_line(error)}") from error
     return found
+
+
+def is_small(dataset: h5py.Dataset, most: int) -> bool:
+    """Whether it has at most so many values or texts. SourceError as `check_dataset`."""
+    check_dataset(dataset)
+    lists = h5py.check_vlen_dtype(dataset.dtype) is not None and h5py.check_string_dtype(dataset.dtype) is None
+    return not lists and dataset.size is not None and dataset.size <= most
 
 
 def plain(value: Any) -> Any:
@@ -194,7 +216,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()]
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, h5py.Empty):

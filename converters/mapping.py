@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,12 @@ class FieldMap:
             "# A feature may also have: columns, dtype, names, unit, bounds, description, color, flip, layout,",
             "# scale_m, quaternion, representation. A field that becomes no feature stands in `dropped`.",
             f"kind = {json.dumps(self.kind)}",
-            f"dropped = {json.dumps(list(self.dropped))}",
+            f"dropped = {_toml(self.dropped)}",
         ]
         for rule in self.rules:
             parts += [
                 "",
-                *(f"# {path}: {known[path].describe}" for path in rule.source if path in known),
+                *(f"# {_toml(path)[1:-1]}: {known[path].describe}" for path in rule.source if path in known),
                 "[[feature]]",
             ]
             parts += [f"{key} = {_toml(value)}" for key, value in rule.to_json().items()]
@@ -158,6 +158,19 @@ def feature_name(*parts: str) -> str:
     return ".".join(words)
 
 
+def distinct(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules with names of their own: a name that is taken becomes NAME_2, NAME_3, ..."""
+    taken: set[str] = set()
+    found = []
+    for rule in rules:
+        name, number = rule.name, 2
+        while name in taken:
+            name, number = f"{rule.name}_{number}", number + 1
+        taken.add(name)
+        found.append(replace(rule, name=name))
+    return tuple(found)
+
+
 def _rule(table: dict[str, Any]) -> Rule:
     for key in ("name", "source"):
         if key not in table:
@@ -181,7 +194,8 @@ def _ranges(columns: tuple[int, ...]) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Text, numbers and lists are written alike in JSON and TOML, but for floats without a point."""
-    if isinstance(value, list):
+    """Text, numbers and lists are written alike in JSON and TOML, but for floats without a point and the sign DEL."""
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return text.replace("\x7f", "\\u007f")

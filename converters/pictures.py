@@ -6,8 +6,10 @@ Letters: N rows, H height, W width, C channels.
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,25 @@ FITS = ("crop", "pad", "squash")
 FORMATS = ("JPEG", "PNG")
 BLOCK_FRAMES = 16
 MAX_DEPTH = 65535
+
+
+class LazyFiles(Sequence[bytes]):
+    """Files that are read when they are asked for."""
+
+    @abstractmethod
+    def file(self, row: int) -> bytes:
+        """That of a row, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self.file(row) for row in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.file(index)
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,8 @@ def decode(file: bytes, shape: tuple[int, ...]) -> Array:
             found = (image.height, image.width)
             if found != shape[:2]:  # before anything is decoded
                 raise SourceError(f"expected a picture of {shape[0]}x{shape[1]}, found {found[0]}x{found[1]}")
+            if dtype == np.uint8 and image.mode.startswith("I"):  # Pillow would cut off at 255
+                raise SourceError("expected a picture of 8 bits, found one of 16 bits per pixel, as depth has it")
             picture = image.convert("RGB" if shape[2] == 3 else "L") if len(shape) == 3 else image
             array = np.asarray(picture)
     except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:

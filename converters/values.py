@@ -105,7 +105,20 @@ def _rows(rule: Rule, rows: Array, feature: Feature, look: Look) -> Array:
         return resized(counts, look.image_size, look.fit) if look.image_size else counts
     if rule.columns:
         rows = rows.reshape(len(rows), -1)[:, list(rule.columns)]
-    return rows.astype(feature.dtype, copy=False)
+    return _cast(rule, rows, np.dtype(feature.dtype))
+
+
+def _cast(rule: Rule, rows: Array, dtype: np.dtype) -> Array:
+    """Of another dtype. SourceError for whole numbers that do not fit, and for floats that would become infinite."""
+    if np.can_cast(rows.dtype, dtype, "safe"):
+        return rows.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        found = rows.astype(dtype)
+    lost = found != rows if dtype.kind in "iu" else np.isinf(found) & ~np.isinf(rows)
+    if lost.any():
+        with locate(feature=rule.name):
+            raise SourceError(f"{rows[lost].flat[0]} does not fit {dtype}, which the mapping asks for")
+    return found
 
 
 def _joined_shape(rule: Rule, given: list[Field]) -> tuple[int, ...]:

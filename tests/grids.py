@@ -185,6 +185,13 @@ class Sourceless(Grids):
         return replace(super().read(unit), source_sha256="")
 
 
+class Unfindable(Grids):
+    """Names files that nobody can find."""
+
+    def plan(self) -> Plan:
+        return replace(super().plan(), find=None)
+
+
 class Misplaced(Grids):
     """Finds another file."""
 

@@ -239,3 +239,44 @@ def test_damaged_groups_are_named(tmp_path: Path) -> None:
     problems = dict(AlohaConverter([source], AlohaOptions()).plan().problems)
     assert "cannot be read" in str(problems["task/episode_1"])
     assert "episode_1.hdf5" in str(problems["task/episode_1"])
+
+
+def test_texts_and_single_values_are_kept(tmp_path: Path) -> None:
+    source = make_episode(tmp_path / "episode_0.hdf5", language_raw=b"pick up", note="left", mass=3.5)
+    with h5py.File(source, "a") as file:
+        file.create_dataset("objects", data=["cup", "lid"], dtype=h5py.string_dtype())
+        file.attrs["success"] = 7
+    run(AlohaConverter([source], AlohaOptions()), tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        meta = dataset[0].meta
+    assert (meta["task"], meta["success"]) == ("pick up", -1)
+    said = json.loads(meta["source_meta"])
+    assert (said["note"], said["mass"], said["objects"], said["success"]) == ("left", 3.5, ["cup", "lid"], 7)
+
+
+def test_links_are_not_followed_when_a_file_is_looked_at(tmp_path: Path) -> None:
+    make_episode(tmp_path / "other.hdf5")
+    with h5py.File(tmp_path / "link.hdf5", "w") as file:
+        file["observations"] = h5py.ExternalLink("other.hdf5", "/observations")
+        file["action"] = np.zeros((6, 14))
+    assert not AlohaConverter.recognises(tmp_path / "link.hdf5")
+    with pytest.raises(SourceError, match="'observations' is a link to another place"):
+        run(AlohaConverter([tmp_path / "link.hdf5"], AlohaOptions()), tmp_path / "out")
+
+
+def test_two_files_that_differ_in_their_ending_are_two_episodes(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    make_episode(tmp_path / "set/episode_0.hdf5")
+    make_episode(tmp_path / "set/episode_0.h5", 9)
+    run(AlohaConverter([tmp_path / "set"], AlohaOptions()), tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert [item.meta["name"] for item in dataset] == ["set/episode_0.h5", "set/episode_0.hdf5"]
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0])
+def test_a_clock_of_the_file_is_kept_beside_ours(tmp_path: Path, rate: float) -> None:
+    source = make_episode(tmp_path / "episode_0.hdf5", 3, timestamp=np.arange(3) / 30)
+    run(AlohaConverter([source], AlohaOptions(rate=rate)), tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert ("timestamp" in dataset.schema.names) == (rate < 0)
+        assert json.loads(dataset[0].meta["source_meta"])["timestamp"] == [0.0, 1 / 30, 2 / 30]

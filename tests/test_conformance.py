@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, make_demonstrations, make_pictures, run_cli
+from make_images import write_tables, write_webdataset
+from make_minari import make_hdf5
+from test_aloha import make_episode
 from test_cli import blocks
+from test_d4rl import make_file
+from test_zarr import make_buffer
 
 from converters import KINDS
 from converters.conformance import CHECKS, PLACES
@@ -42,6 +48,7 @@ BROKEN = [
     ("ClosesForGood", "close", "TypeError: unsupported operand"),
     ("HoldsLock", "pickle", "TypeError: cannot pickle"),
     ("Sourceless", "source", "source_sha256: expected the sha256 of 0.npy"),
+    ("Unfindable", "source", "the plan has no `find`"),
     ("Misplaced", "source", "source_sha256 is not that of"),
     ("OfProcess", "jobs", "two worker processes: the bytes of train-000000.tar differ"),
     ("FreshInTheMiddle", "interrupted", "half and half: the bytes of train-000000.tar differ"),
@@ -154,14 +161,23 @@ def test_a_failing_converter_on_the_command_line(tmp_path: Path) -> None:
     assert run_cli("check-converter", "mine:Nothing", source, cwd=tmp_path).returncode == 2
 
 
+SMALL: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "adroit": (lambda path: make_demonstrations(path / "door.pickle", count=2, length=2), 2),
+    "minari": (lambda path: make_hdf5(path / "toy"), 2),
+    "d4rl": (lambda path: make_file(path / "toy.hdf5", next_="real"), 2),
+    "zarr": (lambda path: make_buffer(path / "toy.zarr"), 2),
+    "aloha": (lambda path: make_episode(path / "episode_0.hdf5", form="padded"), 2),
+    "imagenet": (lambda path: make_pictures(path / "pictures", 5), 8),
+    "image-table": (lambda path: write_tables(path / "tables"), 8),
+    "webdataset": (lambda path: write_webdataset(path / "tars"), 8),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adroit", "imagenet"])
+@pytest.mark.parametrize("kind", SMALL)
 def test_our_kinds_conform(tmp_path: Path, kind: str) -> None:
-    if kind == "adroit":
-        source = make_demonstrations(tmp_path / "door.pickle", count=2, length=2)
-    else:
-        source = make_pictures(tmp_path / "pictures", 5)
-    found = conform(kind, [source], ["image_size=16"], how=How(2 if kind == "adroit" else 8))
+    make, units = SMALL[kind]
+    found = conform(kind, [make(tmp_path)], ["image_size=16"], how=How(units))
     assert [outcome for outcome in found if not outcome.passed] == []
 
 

@@ -245,3 +245,32 @@ def test_damaged_files_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
 @pytest.mark.realdata
 def test_no_other_real_file_is_taken_for_d4rl(real_data: Path) -> None:
     assert [path.name for path in real_data.rglob("*") if D4rlConverter.recognises(path)] == []
+
+
+def test_files_in_a_folder_keep_their_order_and_all_their_episodes(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in ("run_1.hdf5", "run_2.hdf5", "run_2.h5", "run_10.hdf5"):
+        make_file(tmp_path / "runs" / name, (3, 2))
+    with vrl3data.open(convert(tmp_path / "runs", tmp_path / "out").path) as dataset:
+        names = [item.meta["name"] for item in dataset]
+    files = ("run_1", "run_2.h5", "run_2.hdf5", "run_10")
+    assert names == [f"{file}/episode_{number}" for file in files for number in range(2)]
+
+
+def test_fields_whose_names_become_one_keep_apart(tmp_path: Path) -> None:
+    source = make_file(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        file["infos/a b"], file["infos/a_b"] = np.zeros(COUNT), np.ones(COUNT)
+    convert(source, tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert {float(dataset[0][name][0]) for name in ("info.a_b", "info.a_b_2")} == {0.0, 1.0}
+
+
+def test_a_field_that_is_called_timestamp_is_not_our_clock(tmp_path: Path) -> None:
+    source = make_file(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        file["timestamp"] = np.arange(COUNT) / 50
+    convert(source, tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert "timestamp" not in dataset.schema.names
+        assert dataset[0]["recorded.timestamp"].tolist() == [0.0, 0.02, 0.04, 0.06]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from conftest import shard_bytes
 
 import vrl3data
 from converters import hashing
-from converters.episodes import EpisodeOptions, relative_names
+from converters.base import relative_names
+from converters.episodes import EpisodeOptions
+from converters.fields import Scan
 from converters.run import RunOptions, run
 from converters.select import Selection
 from vrl3data import manifest
@@ -180,3 +183,16 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert relative_names([tmp_path / "a/x.h5", Path("/elsewhere/x.h5")]) == ["a/x.h5", "elsewhere/x.h5"]
     units = ArraysConverter(sources, EpisodeOptions()).plan().units
     assert [unit.name for unit in units] == ["monday/episode_0/0", "tuesday/episode_0/0"]
+
+
+def test_two_episodes_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    class Twice(ArraysConverter):
+        def scan(self, source: Path, name: str) -> Scan:
+            found = super().scan(source, name)
+            return replace(found, recordings=found.recordings * 2)
+
+    source = write_source(tmp_path / "source")
+    with pytest.raises(SourceError, match="two episodes have the name 'episode_0/0'; the first one counts"):
+        run(Twice([source], EpisodeOptions()), tmp_path / "out")
+    receipt = run(Twice([source], EpisodeOptions()), tmp_path / "out", RunOptions(on_error="skip"))
+    assert receipt.manifest.samples == len(receipt.skipped)

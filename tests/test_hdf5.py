@@ -237,3 +237,15 @@ def test_big_endian_rows_come_in_native_order(tmp_path: Path) -> None:
         (rows,) = hdf5.blocks(file["x"])
     assert rows.dtype.isnative
     assert rows.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_chunk_is_unpacked_whole_so_it_may_not_be_huge(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("x", (4, 64), "f8", chunks=(2_000_000, 64), maxshape=(None, 64), compression="gzip")
+        with pytest.raises(SourceError, match="chunks of 1,024,000,000 bytes"):
+            hdf5.check_dataset(file["x"])
+
+
+def test_single_values_become_plain() -> None:
+    assert hdf5.plain(np.array(2.5)) == 2.5
+    assert hdf5.plain(np.array(b"text", object)) == "text"

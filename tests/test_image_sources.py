@@ -242,6 +242,18 @@ def test_hostile_members_stop_or_are_skipped(tmp_path: Path, bad: bytes, match: 
     assert sorted(item.name for item in tmp_path.iterdir()) == ["ILSVRC2012_img_train.tar", "out"]
 
 
+def test_an_archive_that_ends_with_the_bytes_of_a_picture(tmp_path: Path) -> None:
+    """Without the zeros that fill its last block. Whether that last sample was whole is not known."""
+    files = {f"{key}.{end}": data for key in "01" for end, data in (("cls", b"1"), ("jpg", jpeg(40, 50)))}
+    whole, source = tar_bytes(files), tmp_path / "train.tar"
+    last = whole.rindex(files["1.jpg"]) + len(files["1.jpg"])
+    assert last % 512
+    source.write_bytes(whole[:last])
+    receipt = vrl3data.convert("webdataset", source, tmp_path / "out", on_error="skip")
+    assert receipt.manifest.samples == 1
+    assert "the archive ends after '1.jpg' without its end mark" in receipt.skipped[0]["reason"]
+
+
 def test_archives_cut_off_anywhere(tmp_path: Path) -> None:
     """The pictures before the cut are kept, the cut is reported: inside pictures, headers, between archives."""
     whole = write_train_tar(tmp_path / "whole.tar", train_pictures(2)).read_bytes()
@@ -540,3 +552,22 @@ def _png(mode: str) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).convert(mode).save(out, "PNG")
     return out.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "write"), [("image-table", write_tables), ("webdataset", write_webdataset)])
+def test_files_of_one_name_in_two_sources_are_all_converted(
+    tmp_path: Path, kind: str, write: Callable[[Path], Path]
+) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    small = {"image_size": 16, "fit": "crop"}
+    alone = vrl3data.convert(kind, one, tmp_path / "alone", small)
+    both = vrl3data.convert(kind, [one, two], tmp_path / "both", small)
+    assert both.manifest.samples == 2 * alone.manifest.samples
+    with vrl3data.open(tmp_path / "alone") as dataset:
+        names = sorted(dataset.index["name"].to_pylist())
+    with vrl3data.open(tmp_path / "both") as dataset:
+        found = sorted(dataset.index["name"].to_pylist())
+    assert found == sorted(f"{source}/{name}" for source in ("one", "two") for name in names)
+    assert {name: split.samples for name, split in both.manifest.splits.items()} == {
+        name: 2 * split.samples for name, split in alone.manifest.splits.items()
+    }

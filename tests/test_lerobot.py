@@ -567,3 +567,15 @@ def test_real_rows_and_frames(real_data: Path, tmp_path: Path) -> None:
             for step in (0, 1, 100, item.length - 1):
                 assert np.array_equal(item["obs.image.cam1"][step], resized(frames[step][None], 64, "squash")[0])
     assert validate(tmp_path / "out").ok
+
+
+def test_sets_whose_joints_stand_in_another_order_are_not_mixed(tmp_path: Path) -> None:
+    one, two = make_v2(tmp_path / "one", [4], []), make_v2(tmp_path / "two", [4], [])
+    features = json.loads((two / "meta/info.json").read_text())["features"]
+    features["action"]["names"] = ["right", "left"]
+    edit_info(two, features=features)
+    receipt = run(LerobotConverter([one, two], EpisodeOptions()), tmp_path / "out", RunOptions(on_error="skip"))
+    assert receipt.manifest.samples == 1
+    assert (
+        receipt.skipped[0]["reason"] == "expected the entries left, right as in the episodes before, found right, left"
+    )

@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 import make_minari
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import shard_bytes
 from make_minari import LENGTHS, content, make_arrow, make_hdf5
@@ -308,3 +310,24 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     part = source / "data/0/part-0.arrow"
     part.write_bytes(part.read_bytes().replace(b"rewards", b"r\xffwards"))
     assert "cannot be read" in problems(source)["episode_0"]
+
+
+def test_a_number_of_episodes_that_nobody_recorded_takes_no_time(tmp_path: Path) -> None:
+    source = make_hdf5(tmp_path / "toy")
+    path = source / "data/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"total_episodes": 10**15}))
+    receipt = run(MinariConverter([source], EpisodeOptions()), tmp_path / "out", RunOptions(on_error="skip"))
+    assert receipt.manifest.samples == len(LENGTHS)
+    assert receipt.skipped[0]["reason"] == "the episode is missing"
+    assert "and 999999999999896 after it are missing" in receipt.skipped[-1]["reason"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.struct([("x", pa.float32())]), pa.list_(pa.float32())])
+def test_rewards_that_are_no_numbers_are_named(tmp_path: Path, kind: pa.DataType) -> None:
+    source = make_arrow(tmp_path / "toy", "parquet", lengths=(4,))
+    path = source / "data/0/part-0.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("rewards")
+    pq.write_table(table.set_column(place, "rewards", pa.nulls(len(table), kind)), path)
+    with pytest.raises(SourceError, match="expected a column of numbers, rewards, found"):
+        run(MinariConverter([source], EpisodeOptions()), tmp_path / "out")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import vrl3data
 from converters.fields import Field, Loaded, timestamps
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name, read_map
 from converters.pictures import Frames, decode, depth_counts, resized
 from converters.values import Look, feature_of, values
 from vrl3data.errors import ConfigError, SourceError
@@ -141,3 +141,50 @@ def test_jpeg_files_pass_untouched(tmp_path: Path) -> None:
 def test_what_cannot_be_a_picture_is_refused(rule: Rule, field: Field, look: Look, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         feature_of(rule, {"a": field}, look)
+
+
+def test_any_mapping_is_read_as_it_was_written(tmp_path: Path) -> None:
+    odd = ("two\nlines", "\U0001f600", "del\x7f", 'quote" and \\', "tab\t")
+    vectors = Rule("obs.state", ("a", "two\nlines"), bounds=((0.0, -1e22), (2.5, 3.0)), names=("\x7f", "\U0001f600"))
+    known = {path: Field(path, "float32") for path in ("a", *odd)}
+    map_ = FieldMap("arrays", (vectors, Rule("obs.one", ("a",), bounds=(0.0, 1.0), scale_m=1e-05)), odd)
+    (tmp_path / "map.toml").write_text(map_.to_toml(known), "utf-8")
+    assert read_map(tmp_path / "map.toml", "arrays") == map_
+
+
+def test_names_that_are_taken_get_numbers() -> None:
+    rules = [Rule(name, (str(number),)) for number, name in enumerate(["a", "a", "a_2", "a"])]
+    assert [rule.name for rule in distinct(rules)] == ["a", "a_2", "a_2_2", "a_3"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "match"),
+    [
+        (np.array([1, 300]), "int8", "300 does not fit int8, which the mapping asks for"),
+        (np.array([-1]), "uint8", None),
+        (np.array([1e300, np.inf]), "float32", "1e\\+300 does not fit float32"),
+        (np.array([0.1, np.inf, np.nan]), "float32", ""),
+        (np.array([-128, 127]), "int8", ""),
+    ],
+)
+def test_numbers_must_fit_the_dtype_that_is_asked_for(rows: np.ndarray, dtype: str, match: str | None) -> None:
+    rule, known = Rule("obs.a", ("a",), dtype=dtype), {"a": Field("a", rows.dtype.name)}
+    if match is None:
+        with pytest.raises(ConfigError, match="int64 cannot become uint8"):
+            feature_of(rule, known, Look())
+        return
+    feature = feature_of(rule, known, Look())
+    map_ = FieldMap("arrays", (rule,))
+    if match:
+        with pytest.raises(SourceError, match=match):
+            values(map_, Loaded({"a": rows}), {"obs.a": feature}, Look())
+    else:
+        found = values(map_, Loaded({"a": rows}), {"obs.a": feature}, Look())["obs.a"]
+        assert found.dtype == dtype
+        assert np.array_equal(found, rows.astype(dtype), equal_nan=dtype == "float32")
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 1), (6, 8, 3)])
+def test_sixteen_bits_are_not_cut_to_eight(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SourceError, match="expected a picture of 8 bits, found one of 16"):
+        decode(png(np.full((6, 8), 40_000, np.uint16)), shape)

@@ -14,6 +14,7 @@ import pytest
 import vrl3data
 from converters.base import recognise
 from converters.robomimic.converter import RobomimicConverter, RobomimicOptions
+from converters.run import run
 from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, MissingExtra, SourceError
 from vrl3data.validation import validate
@@ -550,3 +551,13 @@ def test_real_files(real_data: Path, tmp_path: Path, name: str) -> None:
                 assert item[places[key]].dtype == demo[key].dtype
             assert "/home/" not in item.meta["source_meta"]
             assert "/Users/" not in item.meta["source_meta"]
+
+
+def test_a_file_with_a_clock_of_its_own_keeps_it(tmp_path: Path) -> None:
+    source = make.write(tmp_path / "a.hdf5", {"demo_0": 5})
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/timestamp"] = np.arange(5) / 20
+    run(RobomimicConverter([source], RobomimicOptions()), tmp_path / "out")
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert "timestamp" not in dataset.schema.names
+        assert dataset[0]["recorded.timestamp"].tolist() == [0.0, 0.05, 0.1, 0.15, 0.2]

@@ -428,3 +428,20 @@ def test_other_folders_are_not_taken_for_it(tmp_path: Path) -> None:
 @pytest.mark.realdata
 def test_no_other_real_file_is_taken_for_zarr(real_data: Path) -> None:
     assert [path.name for path in real_data.rglob("*") if ZarrConverter.recognises(path)] == []
+
+
+def test_what_else_a_buffer_says_is_kept_or_named(tmp_path: Path) -> None:
+    source = make_buffer(tmp_path / "a.zarr")
+    root = zarr.open_group(str(source), mode="a", zarr_format=2)
+    root.create_array("meta/score", data=np.array([np.nan, 1.0, 2.0]))
+    root.create_array("meta/names", data=np.array(["a", "b", "c"]))
+    root.create_array("meta/limits", data=np.zeros(5))
+    root.create_array("labels", data=np.zeros(ROWS))
+    receipt = run(converter(source), tmp_path / "out")
+    assert receipt.notes[:3] == (
+        "meta/limits: left out: it does not have one value for each of 3 episodes",
+        "meta/names: left out: expected numbers, found dtype <U1",
+        "the groups or arrays labels are not of a replay buffer: left out",
+    )
+    with vrl3data.open(tmp_path / "out") as dataset:
+        assert [json.loads(item.meta["source_meta"])["meta/score"] for item in dataset] == ["nan", 1.0, 2.0]

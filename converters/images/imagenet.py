@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.base import check_exists, read_bytes
+from converters.base import check_exists, placed, read_bytes
 from converters.images.decode import SUFFIXES
 from converters.images.folders import holds_pictures, list_files, pictures_root
 from converters.images.labels import KAGGLE, Labels, is_labels, read_labels
@@ -99,7 +99,9 @@ class ImagenetConverter(PictureConverter):
         def add(member: Member, inner: str) -> None:
             nonlocal others
             if member.problem:
-                problems.append((f"{inner}{member.name}", _located(member, path)))
+                problems.append(
+                    (f"{inner}{member.name}", placed(SourceError(member.problem), path=path.name, offset=member.offset))
+                )
             elif not member.name.lower().endswith(SUFFIXES):
                 others += 1
             else:
@@ -140,15 +142,6 @@ class ImagenetConverter(PictureConverter):
 
     def source_of(self, place: Place) -> str:
         return f"{self.tars[place.file].name}/{place.name.partition('/')[2]}" if self.tars else place.name
-
-
-def _located(member: Member, path: Path) -> SourceError:
-    error = SourceError(member.problem)
-    try:
-        with locate(path=path.name, offset=member.offset):
-            raise error
-    except SourceError:
-        return error
 
 
 def _official(folder: Path) -> list[Path]:

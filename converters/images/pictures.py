@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from converters.base import Plan, Unit, check_shared, loss_note, source_identity
+from converters.base import Plan, Unit, check_shared, loss_note, relative_names, source_identity
 from converters.images.decode import FITS, MAX_BYTES, Fit, check_decoder, checked_jpeg, has_torchvision
 from converters.images.listing import Listing, Place
 from vrl3data import codecs
@@ -29,6 +30,7 @@ VERSION = 2
 """Of the converters; 1 did not undo EXIF orientations and decoded large files whole."""
 MAX_CLASSES = 65_536
 """Where labels are numbers; larger ones are taken for names."""
+SPLIT = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|dev|test)(?=[/_.-])")
 SAID_PROBLEMS = 100
 """Members of archives that cannot be used are named one by one up to here."""
 
@@ -233,6 +235,24 @@ def named(listing: Listing, names: tuple[str, ...] = ()) -> tuple[tuple[str, ...
     if all(name.isdecimal() for name in found) and max(map(int, found), default=0) < MAX_CLASSES:
         return tuple(map(str, range(1 + max(map(int, found), default=-1)))), True
     return tuple(sorted(found)), False
+
+
+def gathered(sources: Sequence[Path], listed: Callable[[Path], list[tuple[str, Path]]]) -> list[tuple[str, Path]]:
+    """(name, file) of all that the sources hold. The name begins with that of the source where it must."""
+    found = [listed(source) for source in sources]
+    names = [name for files in found for name, _ in files]
+    if len(set(names)) < len(names):
+        tops = relative_names(sources)
+        found = [
+            [(f"{top}/{name}" if source.is_dir() else top, path) for name, path in files]
+            for source, top, files in zip(sources, tops, found, strict=True)
+        ]
+    return [file for files in found for file in files]
+
+
+def split_of(name: str, otherwise: str) -> str:
+    """What the name of a file says of its split; the last word of it counts."""
+    return next((found[1] for found in reversed([*SPLIT.finditer(name)])), otherwise)
 
 
 def _shortened(problems: Sequence[tuple[str, SourceError]]) -> tuple[tuple[str, SourceError], ...]:

@@ -6,7 +6,6 @@ They are read forwards, some rows at a time: each process goes through a file on
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from converters.base import check_exists
 from converters.images.listing import Listing, Place
-from converters.images.pictures import Found, PictureConverter, PictureOptions, named
+from converters.images.pictures import Found, PictureConverter, PictureOptions, gathered, named, split_of
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 
 SUFFIXES = (".parquet", ".arrow")
@@ -28,7 +27,6 @@ NAMES = {
     "image": ("image", "img", "picture", "jpg", "jpeg", "png"),
     "label": ("label", "labels", "cls", "class", "fine_label"),
 }
-SPLIT = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|dev|test)(?=[/_.-])")
 MAX_CLASSES = 1_000_000
 BROKEN = (pa.ArrowException, OSError, ValueError)
 HINT = "name the column with --image-column"
@@ -79,13 +77,12 @@ class TableConverter(PictureConverter):
             return False
 
     def find(self) -> Found:
-        self.files = []
         for source in self.sources:
             check_exists(source)
             with locate(path=source):
                 if (source / "dataset.json").exists():
                     raise SourceError("this is a dataset of ours already: vrl3data merge joins datasets")
-                self.files += table_files(source)
+        self.files = gathered(self.sources, table_files)
         if not self.files:
             with locate(path=self.sources[0]):
                 raise SourceError(f"no {' or '.join(SUFFIXES)} files found")
@@ -118,8 +115,7 @@ class TableConverter(PictureConverter):
             raise SourceError(
                 f"expected the columns and classes of {self.files[0][0]}, found others: convert it by itself"
             )
-        found = SPLIT.search(name)
-        split = found[1] if found else self.options.split
+        split = split_of(name, self.options.split)
         mean = path.stat().st_size // max(1, _count(path))
         row = 0
         for batch in _batches(path, [columns.label] if columns.label else [], 0):

@@ -38,7 +38,9 @@ class Blocks:
 
     def read(self, offset: int, size: int) -> bytes:
         """Fewer bytes if the range ends before."""
-        size = max(0, min(size, self.end - offset))
+        size = min(size, self.end - offset)
+        if size <= 0:
+            return b""
         if not self._at <= offset <= offset + size <= self._at + len(self._data):
             if size > AHEAD:
                 return os.pread(self.file, size, offset)

@@ -14,11 +14,10 @@ from typing import Any
 from converters.base import check_exists
 from converters.images.decode import SUFFIXES
 from converters.images.listing import Listing, Place
-from converters.images.pictures import Found, PictureConverter, PictureOptions, named
+from converters.images.pictures import Found, PictureConverter, PictureOptions, gathered, named, split_of
 from converters.images.tars import Blocks, Member, members
 from vrl3data.errors import SourceError, locate
 
-SPLIT = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|dev|test)(?=[/_.-])")
 MAX_TEXT = 1024**2
 """Of the .cls or .json of a sample."""
 OURS = "this is a dataset of ours already: vrl3data merge joins datasets, vrl3data recode stores one anew"
@@ -51,13 +50,12 @@ class WebdatasetConverter(PictureConverter):
         return tar is not None and _looks_right(tar)
 
     def find(self) -> Found:
-        self.tars = []
         for source in self.sources:
             check_exists(source)
             with locate(path=source):
                 if (source / "dataset.json").exists():
                     raise SourceError(OURS)
-                self.tars += tar_files(source)
+        self.tars = gathered(self.sources, tar_files)
         if not self.tars:
             with locate(path=self.sources[0]):
                 raise SourceError(
@@ -84,8 +82,7 @@ class WebdatasetConverter(PictureConverter):
         self, number: int, listing: Listing, problems: list[tuple[str, SourceError]], left_out: Counter[str]
     ) -> None:
         name, path = self.tars[number]
-        found = SPLIT.search(name)
-        split = found[1] if found else self.options.split
+        split = split_of(name, self.options.split)
         try:
             with locate(path=name):
                 file = self.handles.file(path)

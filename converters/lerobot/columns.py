@@ -14,7 +14,7 @@ from converters.fields import TIMESTAMP, Field
 from converters.lerobot.info import Declared, Info
 from converters.lerobot.paths import Folder
 from converters.lerobot.rows import ArrowRows, ParquetRows, broken, leaf, numbers, numpy_name, plain, plain_type
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.pictures import Frames, decode, picture_size
 from vrl3data.errors import SourceError, locate
 from vrl3data.schema import MAX_NAME, Array
@@ -194,14 +194,10 @@ class Known:
 def rules(known: Mapping[str, Field], facts: Known) -> FieldMap:
     """LeRobot's conventions as features."""
     found: list[Rule] = []
-    taken: set[str] = set()
     for path, item in known.items():
         if path in BOOKKEEPING or (path == RECORDED and not facts.recorded):
             continue
         name = _feature(path, item)
-        while name in taken:
-            name += "_2"
-        taken.add(name)
         if name.startswith("obs.depth."):
             found.append(Rule(name, (path,), scale_m=facts.depth.get(path, 0.001)))
         elif path == TIMESTAMP:
@@ -213,7 +209,7 @@ def rules(known: Mapping[str, Field], facts: Known) -> FieldMap:
             found.append(Rule(name, (path,), layout=layout))
         else:
             found.append(Rule(name, (path,), description=facts.parts.get(path, "")))
-    return FieldMap("lerobot", tuple(found))
+    return FieldMap("lerobot", distinct(found))
 
 
 def camera_names(path: str) -> set[str]:

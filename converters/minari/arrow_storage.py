@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,16 @@ from converters.hdf5 import SMALL as SMALL_FILE
 from converters.minari.episode import SMALL, Found, ended
 from converters.minari.metadata import METADATA, Metadata, read_json
 from converters.minari.spaces import Leaf
-from converters.pictures import Frames
+from converters.pictures import Frames, LazyFiles
 from vrl3data.errors import SourceError, locate
-from vrl3data.schema import DTYPES, Array
+from vrl3data.schema import Array
 
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError)
 """What pyarrow was seen to raise on damaged files."""
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
-class BinaryRows(Sequence[bytes]):
+class BinaryRows(LazyFiles):
     """The first `count` rows of a binary column, which stays where it is."""
 
     def __init__(self, column: pa.ChunkedArray, count: int, path: str) -> None:
@@ -35,18 +35,10 @@ class BinaryRows(Sequence[bytes]):
     def __len__(self) -> int:
         return self.rows
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(self.rows))]
-        if not 0 <= index < self.rows:
-            raise IndexError(index)
-        value = self.column[index].as_py()
+    def file(self, row: int) -> bytes:
+        value = self.column[row].as_py()
         if not isinstance(value, bytes):
-            with locate(step=index, feature=self.path):
+            with locate(step=row, feature=self.path):
                 raise SourceError("expected the bytes of a picture, found nothing")
         return value
 
@@ -97,7 +89,10 @@ class ArrowStorage:
                 pictures.append(leaf.path)
             else:
                 found.fields[leaf.path] = Field(leaf.path, leaf.dtype, leaf.shape, kept_as)
-        found.fields["rewards"] = Field("rewards", str(np.dtype(schema.field("rewards").type.to_pandas_dtype())))
+        rewards = _dtype(schema.field("rewards").type)
+        if not rewards:
+            raise SourceError(f"expected a column of numbers, rewards, found {schema.field('rewards').type}")
+        found.fields["rewards"] = Field("rewards", rewards)
         if "infos" in schema.names:
             for leaf in _info_leaves(schema.field("infos"), ("infos",)):
                 if leaf.kind == "Text":
@@ -252,9 +247,15 @@ def _info_leaves(field: pa.Field, parts: tuple[str, ...]) -> Iterator[Leaf]:
     if pa.types.is_fixed_size_list(kind):
         shape = _shape(field.metadata, kind.list_size)
         kind = kind.value_type
-    dtype = str(np.dtype(kind.to_pandas_dtype()))
-    if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) <= SMALL * SMALL:
+    dtype = _dtype(kind)
+    if dtype and int(np.prod(shape, dtype=np.int64)) <= SMALL * SMALL:
         yield Leaf(path, parts, "Box", dtype, shape)
+
+
+def _dtype(kind: pa.DataType) -> str:
+    """Of a column of numbers; empty for anything else."""
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype())) if number else ""
 
 
 def _shape(said: dict[bytes, bytes] | None, size: int) -> tuple[int, ...]:

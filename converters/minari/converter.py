@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
+from converters.base import placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.minari import metadata, ours
 from converters.minari.episode import Found, Storage, words
 from converters.minari.hdf5_storage import Hdf5Storage
@@ -16,6 +18,8 @@ from converters.minari.metadata import MAIN, METADATA, Metadata
 from converters.minari.spaces import SMALLEST_PICTURE, Leaf
 from vrl3data.errors import SourceError, locate
 
+NAMED = 100
+"""Episodes in a row that are missing and named one by one."""
 SIMULATOR = ("qpos", "qvel", "state")
 """Infos that D4RL's datasets have: the state of MuJoCo."""
 
@@ -60,15 +64,13 @@ class MinariConverter(EpisodeConverter):
         storage = self._storage(meta)
         numbers = storage.numbers(meta)
         recordings: list[Recording] = []
-        problems: list[tuple[str, SourceError]] = []
+        problems = _missing(numbers, meta.episodes, name)
         notes: list[str] = []
         files: dict[str, Path] = {}
-        for number in range(max([meta.episodes, *(number + 1 for number in numbers[-1:])])):
+        for number in numbers:
             label = f"episode_{number}"
             try:
                 with locate(path=name, episode=label):
-                    if number not in set(numbers):
-                        raise SourceError("the episode is missing")
                     found = storage.look(meta, number)
                     parts = {_name(path, source, name): path for path in storage.files(meta, number)}
                 notes += found.notes
@@ -90,14 +92,12 @@ class MinariConverter(EpisodeConverter):
             for path, leaf in meta.leaves.items():
                 same = leaves.get(path, leaf).bounds == leaf.bounds
                 leaves[path] = leaf if same else replace(leaf, bounds=())
-        rules: dict[str, Rule] = {}
-        for path, field in sorted(known.items(), key=lambda item: _order(item[0])):
-            rule = ours.rule(path, stated[path]) if path in stated else _rule(path, field, leaves.get(path))
-            name, number = rule.name, 2
-            while name in rules:
-                name, number = f"{rule.name}_{number}", number + 1
-            rules[name] = replace(rule, name=name)
-        return FieldMap(self.kind, tuple(rules.values()))
+        ordered = sorted(known.items(), key=lambda item: _order(item[0]))
+        rules = (
+            ours.rule(path, stated[path]) if path in stated else _rule(path, field, leaves.get(path))
+            for path, field in ordered
+        )
+        return FieldMap(self.kind, distinct(rules))
 
     def load(self, recording: Recording) -> Loaded:
         payload: _Payload = recording.payload
@@ -136,6 +136,19 @@ def _dataset_folder(source: Path) -> Path:
 
 def _name(path: Path, source: Path, name: str) -> str:
     return f"{name}/{path.relative_to(source).as_posix()}"
+
+
+def _missing(numbers: Sequence[int], promised: int, name: str) -> list[tuple[str, SourceError]]:
+    """A problem for each episode that is not there, or one for many that follow each other."""
+    ends = [*numbers, max([promised, *(number + 1 for number in numbers[-1:])])]
+    problems = []
+    for before, after in pairwise([-1, *ends]):
+        one_by_one = range(before + 1, min(after, before + 1 + NAMED))
+        problems += [(number, "the episode is missing") for number in one_by_one]
+        if more := after - before - 1 - len(one_by_one):
+            problems.append((one_by_one.stop, f"this episode and {more - 1} after it are missing"))
+    labelled = ((f"episode_{number}", text) for number, text in problems)
+    return [(f"{name}/{label}", placed(SourceError(text), path=name, episode=label)) for label, text in labelled]
 
 
 def _totals(meta: Metadata, numbers: Sequence[int], steps: int, broken: bool) -> list[str]:

@@ -147,8 +147,11 @@ def _length(group: h5py.Group, arrays: dict[str, h5py.Dataset]) -> tuple[int, bo
 def _of_attributes(group: h5py.Group, meta: Metadata) -> dict[str, Field]:
     """Features with one row per episode, which our own export wrote as attributes."""
     found = {}
-    for path in meta.ours:
-        value = group.attrs.get(path[1:]) if path.startswith(ATTRIBUTE) else None
+    for path in (path for path in meta.ours if path.startswith(ATTRIBUTE)):
+        try:
+            value = group.attrs.get(path[1:])
+        except BROKEN as error:
+            raise SourceError(f"the attribute {path[1:]!r} cannot be read: {error}") from error
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in DTYPES:
             found[path] = Field(path, value.dtype.name, value.shape, "episode")
     return found

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from converters.base import Unit
+from converters.base import Unit, placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import Field, Loaded, Recording, Scan
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.pictures import picture_size
 from converters.rlds import example, shards, tfrecord
 from converters.rlds.features import Layout, Spec, guess_features, read_features, step_count
@@ -87,7 +87,7 @@ class RldsConverter(EpisodeConverter):
         for label, path in files.items():
             found[label], error = tfrecord.scan(path)
             if error is not None:
-                problems.append((label, _placed(error, label)))
+                problems.append((label, placed(error, path=label)))
         set_, more = self._look(folder, files, found)
         notes += [*more, *shards.copies(found), *shards.missing_shards(files)]
         info, more = shards.read_info(folder, files, found)
@@ -118,7 +118,7 @@ class RldsConverter(EpisodeConverter):
             rules.append(Rule("action", tuple(joined), names=names))
             parts = [path for path in parts if path not in joined]
         rules += [_rule(path, known[path], specs[path]) for path in parts]
-        return FieldMap(self.kind, tuple(sorted(rules, key=lambda rule: rule.name)))
+        return FieldMap(self.kind, distinct(sorted(rules, key=lambda rule: rule.name)))
 
     def read(self, unit: Unit) -> Episode:
         """How many steps a record has stands in the record, so it is read first."""
@@ -278,11 +278,3 @@ def _places(field: Field) -> list[str]:
 
 def _top(path: str) -> str:
     return path.partition("/")[0]
-
-
-def _placed(error: SourceError, label: str) -> SourceError:
-    try:
-        with locate(path=label):
-            raise error
-    except SourceError as placed:
-        return placed

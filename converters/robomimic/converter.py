@@ -25,6 +25,7 @@ from converters.hdf5 import (
     open_hdf5,
     plain,
     read,
+    some_attributes,
 )
 from converters.mapping import FieldMap
 from converters.robomimic import cameras, demos, dones, guess, render
@@ -162,7 +163,7 @@ class RobomimicConverter(EpisodeConverter):
                 ends = (np.nanmin(first), np.nanmax(first)) if not np.isnan(first).all() else (0.0, 0.0)
                 if self.options.depth == "metres" or not (ends[0] >= 0.8 and ends[1] <= 1.0):
                     self._metres.add(path)
-        cameras.collect(self._cameras, demos.attributes_of(group, ("camera_info",)).get("camera_info"))
+        cameras.collect(self._cameras, some_attributes(group, ("camera_info",)).get("camera_info"))
 
     def _notes(self, found: list[Demo], facts: Facts, meaning: str) -> list[str]:
         notes = []
@@ -185,7 +186,7 @@ class RobomimicConverter(EpisodeConverter):
 
     def _recording(self, demo: Demo, name: str, facts: Facts, payload: _Payload) -> Recording:
         fields = dict(demo.fields)
-        if facts.env.rate and TIMESTAMP not in fields and "extra/timestamp" not in fields:
+        if facts.env.rate and not {TIMESTAMP, "extra/timestamp"} & set(fields):
             fields[TIMESTAMP] = Field(TIMESTAMP, "int64", (), "state")
         return Recording(demo.name, demo.length, (name,), fields, payload)
 
@@ -228,7 +229,7 @@ class RobomimicConverter(EpisodeConverter):
             loaded = Loaded(_arrays(group, demo), bool(demo.final))
             if self._scenes is not None:
                 loaded.arrays |= self._scenes.draw(group, self._scenes.fields(group, demo))
-            if facts.env.rate and "extra/timestamp" not in demo.fields:
+            if facts.env.rate and not {TIMESTAMP, "extra/timestamp"} & set(demo.fields):
                 loaded.arrays[TIMESTAMP] = timestamps(demo.length + bool(demo.final), facts.env.rate)
             attrs = {key: decoded(value) for key, value in attributes(group).items()}
             exported = attrs.pop("vrl3data", {})

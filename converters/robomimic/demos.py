@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from converters.fields import Field
-from converters.hdf5 import BROKEN, blocks, check_dataset, child, datasets, names, plain
+from converters.hdf5 import blocks, check_dataset, child, datasets, names, some_attributes
 from converters.robomimic.facts import shown
 from vrl3data.errors import SourceError, locate
 from vrl3data.schema import DTYPES, ROWS, Array, Rows
@@ -99,7 +99,7 @@ def look_at(group: h5py.Group, keep_next: bool, declared: Mapping[str, str]) -> 
     found = _Found(_length(group))
     for path, dataset in arrays:
         check_dataset(dataset)
-        if path in DERIVED and "derived" in dataset.attrs:  # our export made it up for its readers
+        if path in DERIVED and some_attributes(dataset, ("derived",)):  # our export made it up for its readers
             continue
         _sort_in(found, path, dataset, keep_next)
         if path in found.fields and (rows := declared.get(path)) in ROWS:
@@ -107,7 +107,7 @@ def look_at(group: h5py.Group, keep_next: bool, declared: Mapping[str, str]) -> 
     final = _final(found)
     final = "" if keep_next and final == NEXT else final
     _lengths(found, final)
-    told = attributes_of(group, ("num_samples",)).get("num_samples", -1)
+    told = some_attributes(group, ("num_samples",)).get("num_samples", -1)
     fields = found.fields if keep_next else found.fields | _only_next(found)
     return Demo(
         group.name.rpartition("/")[2],
@@ -126,14 +126,6 @@ def _number(told: Any) -> int:
         return int(told)
     except (TypeError, ValueError):
         return -1
-
-
-def attributes_of(group: h5py.Group, wanted: Sequence[str]) -> dict[str, Any]:
-    """Some of the attributes: reading all would mean reading the XML of every demo."""
-    try:
-        return {name: plain(group.attrs[name]) for name in wanted if name in group.attrs}
-    except BROKEN as error:
-        raise SourceError(f"the attributes of {group.name} cannot be read: {error}") from error
 
 
 def _length(group: h5py.Group) -> int:

@@ -155,11 +155,11 @@ def read_masks(file: h5py.File, demos: list[str]) -> tuple[dict[str, tuple[str, 
     members: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     notes: list[str] = []
-    taken: set[str] = set()
+    taken, there = set[str](), set(demos)
     for key, dataset in datasets(group):
         listed = _listed(dataset)
-        known = [demo for demo in dict.fromkeys(listed) if demo in set(demos)]
-        if missing := [demo for demo in listed if demo not in set(known)]:
+        known = [demo for demo in dict.fromkeys(listed) if demo in there]
+        if missing := [demo for demo in listed if demo not in there]:
             notes.append(f"mask {key!r} names {len(missing)} demos that are not there: {shown(missing)}")
         if split := attributes(dataset).get("split"):
             splits |= dict.fromkeys(known, str(split))

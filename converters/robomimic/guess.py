@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from converters.fields import TIMESTAMP, Field
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.robomimic.facts import Facts
 from vrl3data.schema import MAX_NAME, NAME
 
@@ -67,14 +67,11 @@ def agree(facts: list[Facts], depths: frozenset[str], depth_scale: float) -> Sai
 
 def guess(kind: str, known: Mapping[str, Field], said: Said) -> FieldMap:
     """One feature for each field, and `obs.proprio` from those that are known to be the robot's own."""
-    rules: list[Rule] = []
-    taken: set[str] = set()
-    for path in sorted(known, key=_rank):
-        rule = _exported(path, said.exported.get(path)) or _rule(path, known[path], said)
-        rules.append(replace(rule, name=_free(rule.name, taken)))
-    if "obs.proprio" not in taken:
+    ranked = sorted(known, key=_rank)
+    rules = distinct(_exported(path, said.exported.get(path)) or _rule(path, known[path], said) for path in ranked)
+    if "obs.proprio" not in {rule.name for rule in rules}:
         rules += _proprio(known)
-    return FieldMap(kind, tuple(rules))
+    return FieldMap(kind, rules)
 
 
 def _rank(path: str) -> tuple[bool, str]:
@@ -82,16 +79,10 @@ def _rank(path: str) -> tuple[bool, str]:
     return path not in NAMED, path
 
 
-def _free(name: str, taken: set[str]) -> str:
-    found, number = name, 2
-    while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    taken.add(found)
-    return found
-
-
 def _rule(path: str, field_: Field, said: Said) -> Rule:
     top, _, rest = path.partition("/")
+    if path == TIMESTAMP and (field_.dtype, field_.rows) != ("int64", "state"):  # the file's own
+        return Rule(TIMESTAMP, (path,))
     if path in NAMED:
         unit = "ns" if path == TIMESTAMP else ""
         kind = {"actions": said.representation, "actions_abs": _absolute(said.representation)}.get(path, "")
@@ -161,15 +152,15 @@ def _legal(*words: str) -> str:
     return f"{name}_" if name.endswith(".offsets") else name
 
 
-def _proprio(known: Mapping[str, Field]) -> list[Rule]:
+def _proprio(known: Mapping[str, Field]) -> tuple[Rule, ...]:
     for pattern in PROPRIO:
         paths = tuple(path for path in sorted(known) if pattern.fullmatch(path) and len(known[path].shape) == 1)
         if len(paths) > 1 and len({known[path].rows for path in paths}) == 1:
             names = tuple(
                 f"{path.partition('/')[2]}.{column}" for path in paths for column in range(known[path].shape[0])
             )
-            return [Rule("obs.proprio", paths, names=names)]
-    return []
+            return (Rule("obs.proprio", paths, names=names),)
+    return ()
 
 
 def _exported(path: str, feature: object) -> Rule | None:

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from converters.fields import Field
-from converters.hdf5 import blocks, child
-from converters.robomimic.demos import Demo, attributes_of
+from converters.hdf5 import blocks, child, some_attributes
+from converters.robomimic.demos import Demo
 from converters.robomimic.guess import RENDERED
 from vrl3data.envs import gl
 from vrl3data.errors import ConfigError, MissingExtra, SourceError, did_you_mean
@@ -180,7 +180,7 @@ def _assets() -> Path:
 
 
 def _scene_of(group: h5py.Group) -> str:
-    xml = attributes_of(group, ("model_file",)).get("model_file")
+    xml = some_attributes(group, ("model_file",)).get("model_file")
     if not isinstance(xml, str) or not xml:
         raise SourceError("rendering needs the scene in the attribute `model_file`, which the demo does not have")
     return xml

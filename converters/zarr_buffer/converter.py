@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converters.base import placed
 from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
-from converters.mapping import FieldMap, Rule, feature_name
+from converters.mapping import FieldMap, Rule, distinct, feature_name
 from converters.zarr_buffer.arrays import ZarrArray, metadata, open_array, read_json
 from converters.zarr_buffer.stores import BROKEN, FolderStore, Store, ZipStore, open_store
 from vrl3data.errors import SourceError, locate
@@ -111,7 +112,9 @@ class ZarrConverter(EpisodeConverter):
                 with locate(feature=path):
                     raise SourceError(f"episode_ends says {ends[-1]} rows, but there are {array.spec.shape[0]}")
             notes += _told(path, array, int(ends[-1]))
-        buffer = self._buffers[name] = _look(store, arrays, ends)
+        buffer, more = _look(store, arrays, ends)
+        self._buffers[name] = buffer
+        notes += more
         fields = {path: _field(path, array, buffer) for path, array in arrays.items()}
         if buffer.clock:
             fields[TIMESTAMP] = Field(TIMESTAMP, "int64", (), "state")
@@ -125,16 +128,13 @@ class ZarrConverter(EpisodeConverter):
             if stop > start:
                 recordings.append(Recording(label, stop - start, (first,), fields, payload))
             else:
-                problems.append((f"{name}/{label}", _empty(name, label)))
+                empty = SourceError("the episode has no steps: episode_ends repeats a number")
+                problems.append((f"{name}/{label}", placed(empty, path=name, episode=label)))
             start = stop
         return Scan(tuple(recordings), files, tuple(problems), tuple(notes))
 
     def guess(self, known: Mapping[str, Field]) -> FieldMap:
-        rules: dict[str, Rule] = {}
-        for path, field in known.items():
-            rule = _rule(path, field)
-            rules[rule.name if rule.name not in rules else f"{rule.name}_2"] = rule
-        found = [replace(rule, name=name) for name, rule in rules.items()]
+        found = distinct(_rule(path, field) for path, field in known.items())
         return FieldMap(self.kind, tuple(sorted(found, key=_place)))
 
     def load(self, recording: Recording) -> Loaded:
@@ -204,19 +204,29 @@ def _paths(store: Store, prefix: str, depth: int = 0) -> Iterator[str]:
             yield from _paths(store, path, depth + 1)
 
 
-def _look(store: Store, arrays: Mapping[str, ZarrArray], ends: Array) -> _Buffer:
+def _look(store: Store, arrays: Mapping[str, ZarrArray], ends: Array) -> tuple[_Buffer, list[str]]:
+    """What it says besides its arrays, and notes on what of that is left out."""
     scales = {}
     for path, array in arrays.items():
         if _is_picture(path, array.spec.shape[1:]) and np.dtype(array.spec.dtype).kind == "f":
             with locate(feature=path):
                 rows = np.concatenate([block.copy() for block in array.blocks(0, min(LOOK_ROWS, int(ends[-1])))])
-            scales[path] = 255.0 if rows.size and float(np.nanmax(rows)) <= 1.0 else 1.0
+            scales[path] = 255.0 if rows.size and float(np.nanmax(rows, initial=0.0)) <= 1.0 else 1.0
     said = {key: value for name in ("", "data", "meta") for key, value in _attributes(store, name).items()}
-    per_episode = {}
+    per_episode, notes = {}, []
     for path in _paths(store, "meta"):
-        if path != ENDS and metadata(store, path).get("shape") == [len(ends)]:
+        if path == ENDS:
+            continue
+        if metadata(store, path).get("shape") != [len(ends)]:
+            notes.append(f"{path}: left out: it does not have one value for each of {len(ends)} episodes")
+            continue
+        try:
             per_episode[path] = open_array(store, path).all().tolist()
-    return _Buffer(tuple(arrays), scales, _clock(arrays, ends), said, per_episode)
+        except SourceError as error:
+            notes.append(f"{path}: left out: {error.message}")
+    others = [name for name in store.children("") if name not in ("data", "meta")]
+    notes += [f"the groups or arrays {', '.join(others[:5])} are not of a replay buffer: left out"] if others else []
+    return _Buffer(tuple(arrays), scales, _clock(arrays, ends), said, per_episode), notes
 
 
 def _attributes(store: Store, group: str) -> dict[str, Any]:
@@ -255,15 +265,6 @@ def _files(store: FolderStore | ZipStore, source: Path, name: str) -> dict[str, 
     if source.is_file():
         return {name: source}
     return {f"{name}/{key}": source / key for key, _ in sorted(store.sizes(""))}
-
-
-def _empty(name: str, label: str) -> SourceError:
-    error = SourceError("the episode has no steps: episode_ends repeats a number")
-    try:
-        with locate(path=name, episode=label):
-            raise error
-    except SourceError as placed:
-        return placed
 
 
 def _because(notes: Sequence[str]) -> str:
