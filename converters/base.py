@@ -16,7 +16,7 @@ from converters import KINDS
 from converters.looks import looks_like
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import DatasetSpec
-from vrl3data.schema import SPLIT, Episode
+from vrl3data.schema import SPLIT, Episode, Feature
 
 SMALLEST_SHARD = 10_000
 
@@ -158,7 +158,7 @@ def without_suffixes(names: Sequence[str]) -> list[str]:
 
 def _without_suffix(name: str) -> str:
     head, _, last = name.rpartition("/")
-    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{0,7}$", "", last)  # a folder 1.0.0 keeps its name
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9_-]*$", "", last)  # a folder 1.0.0 keeps its name
     return f"{head}/{stem}" if head else stem
 
 
@@ -175,6 +175,15 @@ def placed(error: SourceError, **where: Any) -> SourceError:
             raise error
     except SourceError:
         return error
+
+
+def loss_note(feature: Feature) -> str:
+    """For the receipt: what is not stored bit by bit."""
+    if feature.codec == "jpeg":
+        return f"{feature.name}: the JPEG files of the source, as they are"
+    return (
+        f"{feature.name}: stored as {feature.codec}, with loss (measured in each sample); --codec png keeps every pixel"
+    )
 
 
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:

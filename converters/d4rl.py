@@ -86,7 +86,7 @@ class D4rlConverter(EpisodeConverter):
 
     def scan(self, source: Path, name: str) -> Scan:
         with open_hdf5(source) as file:
-            arrays = dict(datasets(file))
+            arrays = dict(datasets(file))  # all of it is read through child(), which says what is damaged
             rows = _rows(arrays)
             cuts, shifted, notes = self._cuts(arrays, rows)
             used = {TIMEOUTS, *([TERMINALS] if self.options.cut == "flags" else []), *([NEXT] if shifted else [])}

@@ -20,6 +20,7 @@ from converters.base import (
     Unit,
     check_exists,
     check_shared,
+    loss_note,
     natural,
     placed,
     relative_names,
@@ -135,6 +136,7 @@ class EpisodeConverter(ABC):
         notes = [*found.notes]
         if map_.dropped:
             notes.append(f"fields that became no feature: {', '.join(map_.dropped)}")
+        notes += [loss_note(feature) for feature in schema.features if not feature.lossless]
         return Plan(
             DatasetSpec(schema, self._name(), self._provenance(map_), self._license(), found.description),
             _Units(self),

@@ -79,7 +79,7 @@ def run(
     """
     options, reporter = options or RunOptions(), reporter or Silent()
     find_executor(options.executor)
-    plan, dest = planned(converter, options), dest.resolve()
+    plan, dest = planned(converter, options), resolved(dest)
     old = dest.with_name(f".{dest.name}{OLD}")
     if old.exists() and not dest.exists():  # an earlier run was killed between its two renames
         old.rename(dest)
@@ -99,6 +99,15 @@ def run(
         new.rename(dest)
     shutil.rmtree(old)
     return replace(receipt, path=dest)
+
+
+def resolved(dest: Path) -> Path:
+    """The absolute path of a target. DestinationError for links that lead to each other."""
+    try:
+        return dest.resolve()
+    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 say RuntimeError
+        with locate(path=dest):
+            raise DestinationError(f"cannot write: {error}") from error
 
 
 def planned(converter: Converter, options: RunOptions, stop: bool = True) -> Plan:
@@ -137,7 +146,8 @@ def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, repo
             if plan.count and not reasons:
                 reasons = "every sample of the source is in the dataset already"
             raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
-        found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
+        seconds = round(time.monotonic() - started, 1)
+        found = writer.finish({**_run_block(options.jobs), "seconds": seconds, "notes": _notes(dest, plan)})
     return Receipt(dest, found, len(writer.present) - before, time.monotonic() - started, plan.notes)
 
 
@@ -222,6 +232,12 @@ def _finished(dest: Path) -> Manifest:
     found = manifest.read(dest)
     assert found is not None
     return found
+
+
+def _notes(dest: Path, plan: Plan) -> list[str]:
+    """What was assumed or left out, now and when the dataset was begun that is appended to."""
+    before = manifest.read(dest)
+    return list(dict.fromkeys([*(before.run.get("notes", []) if before else []), *plan.notes]))
 
 
 def _run_block(jobs: int) -> dict[str, Any]:

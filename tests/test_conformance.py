@@ -13,7 +13,7 @@ from conftest import ROOT, make_demonstrations, make_pictures, run_cli
 from make_images import write_tables, write_webdataset
 from make_minari import make_hdf5
 from test_aloha import make_episode
-from test_cli import CONTRIBUTED, blocks
+from test_cli import blocks
 from test_d4rl import make_file
 from test_zarr import make_buffer
 
@@ -144,7 +144,7 @@ def test_wrong_calls(tmp_path: Path) -> None:
 def test_the_contributors_converter_conforms(tmp_path: Path) -> None:
     """From a folder that is not on the path, as its author would."""
     (code,) = blocks(ROOT / "CONTRIBUTING.md", "python")
-    (tmp_path / "mine.py").write_text(CONTRIBUTED + code)
+    (tmp_path / "mine.py").write_text(code)
     source = make_grids(tmp_path / "source", 3)
     result = run_cli("check-converter", "mine:GridConverter", source, "--json", "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -207,3 +207,16 @@ def test_what_came_from_minari_goes_back(tmp_path: Path) -> None:
 
 def test_the_exporter_says_what_it_writes() -> None:
     assert MinariExporter.__doc__
+
+
+def test_tuples_and_options_go_back_as_they_were(tmp_path: Path) -> None:
+    run(MinariConverter([make_minari.make_hdf5(tmp_path / "up-v0")], EpisodeOptions()), tmp_path / "set")
+    give(tmp_path / "set", tmp_path / "down-v0")
+    space = json.loads(json.loads((tmp_path / "down-v0/data/metadata.json").read_text())["observation_space"])
+    goal = space["subspaces"]["goal"]
+    assert goal["type"] == "Tuple"
+    assert goal["subspaces"][0] == {"type": "Discrete", "dtype": "int64", "start": -1, "n": 4}
+    with h5py.File(tmp_path / "down-v0/data/main_data.hdf5") as file:
+        assert file["episode_1"].attrs["options/level"] == 2
+        want = make_minari.content(1, 1)["observations/goal/_index_0"]
+        assert np.array_equal(file["episode_1/observations/goal/_index_0"], want)

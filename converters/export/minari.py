@@ -208,6 +208,8 @@ class MinariExporter:
         group.attrs.update({"id": number, "total_steps": length})
         if isinstance(said.get("seed"), int):
             group.attrs["seed"] = said["seed"]
+        if isinstance(said.get("options"), dict):
+            group.attrs.update(_flat("options", said["options"]))
         for name in self._attributes:
             if name not in item.absent:
                 group.attrs[name] = item[name][0]
@@ -298,6 +300,17 @@ class MinariExporter:
             yield f"pictures are stored bit by bit (jpeg_encoding false), which Minari reads from {VERSION} on"
 
 
+def _flat(prefix: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and texts of nested options as Minari's attributes, `options/level`; the rest stays in source_meta."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(f"{prefix}/{key}", value)
+        elif isinstance(value, (bool, int, float, str)):
+            found[f"{prefix}/{key}"] = value
+    return found
+
+
 def _how_to_read(name: str, dest: Path) -> str:
     if dest.as_posix().endswith(f"/{name}"):
         return f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to the folder that holds {name}"
@@ -307,6 +320,7 @@ def _how_to_read(name: str, dest: Path) -> str:
 def _tree(top: str, names: dict[str, str]) -> dict[str, str]:
     """Feature -> path, dots as groups; one whose path is also a group keeps its dots."""
     paths = {feature: f"{top}/{name.replace('.', '/')}" for feature, name in names.items()}
+    paths = {feature: re.sub(r"/index_(\d+)(?=/|$)", r"/_index_\1", path) for feature, path in paths.items()}
     groups = {path[: match.start()] for path in paths.values() for match in re.finditer("/", path)}
     return {feature: f"{path}_" if path in groups else path for feature, path in paths.items()}
 

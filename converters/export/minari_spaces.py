@@ -24,7 +24,18 @@ def nested(top: str, places: Mapping[str, str], space: Callable[[str], dict[str,
         for group in groups:
             inner = inner["subspaces"].setdefault(group, {"type": "Dict", "subspaces": {}})
         inner["subspaces"][last] = space(name)
-    return tree
+    return _with_tuples(tree)
+
+
+def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    """Groups of `_index_0`, `_index_1`, ... are what Minari makes of a Tuple."""
+    if tree["type"] != "Dict":
+        return tree
+    inner = {key: _with_tuples(space) for key, space in tree["subspaces"].items()}
+    indices = [f"_index_{number}" for number in range(len(inner))]
+    if inner and set(inner) == set(indices):
+        return {"type": "Tuple", "subspaces": [inner[key] for key in indices]}
+    return {"type": "Dict", "subspaces": inner}
 
 
 def space_of(feature: Feature, flags: bool, flat: bool) -> dict[str, Any]:

@@ -60,6 +60,12 @@ class ArrowStorage:
         return [*parts, *([folder / METADATA] if (folder / METADATA).is_file() else [])]
 
     def look(self, meta: Metadata, number: int) -> Found:
+        try:
+            return self._look(meta, number)
+        except BROKEN as error:  # names of columns that are no text
+            raise SourceError(f"the columns cannot be read: {error}") from error
+
+    def _look(self, meta: Metadata, number: int) -> Found:
         files = self.files(meta, number)
         schema, rows = _schema(files, meta.format)
         if rows < 2:

@@ -101,18 +101,26 @@ class Hdf5Storage:
                 Frames(FrameFiles(dataset, len(dataset)), field.shape) if path in found.files else blocks(dataset)
             )
         for flag, key in zip(FLAGS, ("terminated", "truncated"), strict=True):
-            if flag in group:
-                flags = child(group, flag)
-                if flags.shape != (found.length,):
-                    with locate(feature=flag):
-                        raise SourceError(f"expected {found.length} rows, found {flags.shape}")
-                setattr(loaded, key, ended(read(flags), flag))
+            setattr(loaded, key, self._flag(group, flag, found.length))
         texts = {path: [str(plain(row)) for row in read(child(group, path))] for path in found.texts}
         said |= {path: plain(read(child(group, path))) for path in found.rest}
         return loaded, texts, said
 
     def close(self) -> None:
         self._open.close()
+
+    def _flag(self, group: h5py.Group, flag: str, length: int) -> int:
+        """Whether the last step ended the episode so; -1 if the file does not say."""
+        try:
+            if flag not in group:
+                return -1
+        except BROKEN as error:
+            raise SourceError(f"the group {group.name} is damaged: {error}") from error
+        flags = child(group, flag)
+        if flags.shape != (length,):
+            with locate(feature=flag):
+                raise SourceError(f"expected {length} rows, found {flags.shape}")
+        return ended(read(flags), flag)
 
     def _group(self, path: Path, number: int) -> h5py.Group:
         group = child(self._open.get(path), f"episode_{number}")
