@@ -139,15 +139,6 @@ def check_shared(split: str, shard_size: int) -> None:
         raise ConfigError(f"shard_size: expected at least {SMALLEST_SHARD} bytes, found {shard_size}")
 
 
-def loss_note(feature: Feature) -> str:
-    """For the receipt: what is not stored bit by bit."""
-    if feature.codec == "jpeg":
-        return f"{feature.name}: the JPEG files of the source, as they are"
-    return (
-        f"{feature.name}: stored as {feature.codec}, with loss (measured in each sample); --codec png keeps every pixel"
-    )
-
-
 def relative_names(items: Sequence[Path]) -> list[str]:
     """The last part of every path, or as many of the last parts as it takes to tell them apart."""
     parts = [Path(os.path.abspath(item)).parts[1:] for item in items]
@@ -184,6 +175,15 @@ def placed(error: SourceError, **where: Any) -> SourceError:
             raise error
     except SourceError:
         return error
+
+
+def loss_note(feature: Feature) -> str:
+    """For the receipt: what is not stored bit by bit."""
+    if feature.codec == "jpeg":
+        return f"{feature.name}: the JPEG files of the source, as they are"
+    return (
+        f"{feature.name}: stored as {feature.codec}, with loss (measured in each sample); --codec png keeps every pixel"
+    )
 
 
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:

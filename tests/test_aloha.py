@@ -232,15 +232,6 @@ def test_no_other_real_file_is_taken_for_aloha(real_data: Path) -> None:
     assert [path.name for path in inside if AlohaConverter.recognises(path)] == []
 
 
-def test_damaged_groups_are_named(tmp_path: Path) -> None:
-    source = make_folder(tmp_path / "task", 2)
-    path = source / "episode_1.hdf5"
-    path.write_bytes(path.read_bytes().replace(b"SNOD", b"XXXX"))
-    problems = dict(AlohaConverter([source], AlohaOptions()).plan().problems)
-    assert "cannot be read" in str(problems["task/episode_1"])
-    assert "episode_1.hdf5" in str(problems["task/episode_1"])
-
-
 def test_texts_and_single_values_are_kept(tmp_path: Path) -> None:
     source = make_episode(tmp_path / "episode_0.hdf5", language_raw=b"pick up", note="left", mass=3.5)
     with h5py.File(source, "a") as file:
@@ -280,3 +271,12 @@ def test_a_clock_of_the_file_is_kept_beside_ours(tmp_path: Path, rate: float) ->
     with vrl3data.open(tmp_path / "out") as dataset:
         assert ("timestamp" in dataset.schema.names) == (rate < 0)
         assert json.loads(dataset[0].meta["source_meta"])["timestamp"] == [0.0, 1 / 30, 2 / 30]
+
+
+def test_damaged_groups_are_named(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "task", 2)
+    path = source / "episode_1.hdf5"
+    path.write_bytes(path.read_bytes().replace(b"SNOD", b"XXXX"))
+    problems = dict(AlohaConverter([source], AlohaOptions()).plan().problems)
+    assert "cannot be read" in str(problems["task/episode_1"])
+    assert "episode_1.hdf5" in str(problems["task/episode_1"])

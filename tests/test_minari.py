@@ -305,13 +305,6 @@ def test_no_other_real_file_is_taken_for_minari(real_data: Path) -> None:
     assert [path.name for path in real_data.rglob("*") if MinariConverter.recognises(path)] == []
 
 
-def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    source = make_arrow(tmp_path / "a-v0", lengths=(2, 2))
-    part = source / "data/0/part-0.arrow"
-    part.write_bytes(part.read_bytes().replace(b"rewards", b"r\xffwards"))
-    assert "cannot be read" in problems(source)["episode_0"]
-
-
 def test_a_number_of_episodes_that_nobody_recorded_takes_no_time(tmp_path: Path) -> None:
     source = make_hdf5(tmp_path / "toy")
     path = source / "data/metadata.json"
@@ -331,3 +324,10 @@ def test_rewards_that_are_no_numbers_are_named(tmp_path: Path, kind: pa.DataType
     pq.write_table(table.set_column(place, "rewards", pa.nulls(len(table), kind)), path)
     with pytest.raises(SourceError, match="expected a column of numbers, rewards, found"):
         run(MinariConverter([source], EpisodeOptions()), tmp_path / "out")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    source = make_arrow(tmp_path / "a-v0", lengths=(2, 2))
+    part = source / "data/0/part-0.arrow"
+    part.write_bytes(part.read_bytes().replace(b"rewards", b"r\xffwards"))
+    assert "cannot be read" in problems(source)["episode_0"]
