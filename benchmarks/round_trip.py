@@ -126,10 +126,11 @@ def look(settings: Settings, peer: str, path: Path, name: str) -> dict[str, Any]
 
 
 def declared(said: list[str], default: float, feature: str) -> float:
-    """The least PSNR that the export states for a feature: the first number before `dB` in a line that names it."""
-    for line in said:
-        if feature in line and (found := re.search(r"(\d+(?:\.\d+)?) ?dB", line)):
-            return float(found[1])
+    """The least PSNR that the export states for a feature: in a line that begins with its name, or else for all."""
+    for wanted in (f"{feature}:", "pictures"):
+        for line in said:
+            if line.startswith(wanted) and (found := re.findall(r"(\d+(?:\.\d+)?) ?dB", line)):
+                return min(map(float, found))
     return default
 
 
@@ -151,7 +152,8 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
     seen = look(settings, trip.to, export_path, f"{name}-export")
     with open_dataset(dataset_path) as dataset:
         trip.episodes, trip.steps = len(dataset), sum(dataset.index["length"].to_pylist())
-        names = [line.partition(":")[0].strip() for line in trip.dropped]
+        shorter = [line for line in notes if "a row after the last action" in line]
+        names = [line.partition(":")[0].strip() for line in (*trip.dropped, *shorter)]
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
         mapping = dict(dataset.manifest.provenance).get("options", {}).get("mapping", {})

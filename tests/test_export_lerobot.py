@@ -110,7 +110,7 @@ def test_videos_their_offsets_and_quality(tmp_path: Path, codec: str) -> None:
     assert [row[f"{prefix}from_timestamp"] for row in rows] == [0.0, 5 / 30, 11 / 30]
     assert [row[f"{prefix}to_timestamp"] for row in rows] == [5 / 30, 11 / 30, 18 / 30]
     (note,) = [note for note in receipt.notes if " dB" in note]
-    stated = float(note.split("with loss, ")[1].split(" dB")[0])
+    stated = float(note.split("obs.image.top: " + codec + ", ")[1].split(" dB")[0])
     run(LerobotConverter([tmp_path / "set"], EpisodeOptions(codec="raw")), tmp_path / "back")
     errors, values = 0.0, 0
     with vrl3data.open(source) as ours, vrl3data.open(tmp_path / "back") as back:
