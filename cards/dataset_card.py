@@ -43,6 +43,8 @@ def dataset_card(dataset: Dataset) -> str:
         max_frames=MAX_FRAMES,
         outcomes=outcome_rows(dataset),
         provenance=provenance_rows(found),
+        mapped=mapping_rows(found),
+        notes=[plain(note) for note in found.run.get("notes", [])],
         listed=found.content.get("listed", []),
         skipped=found.skipped[:SHOWN_SKIPS],
     )
@@ -269,7 +271,8 @@ def provenance_rows(found: Manifest) -> list[Row]:
     """What it was made from and how; only what is known."""
     made, source = found.provenance, found.provenance.get("source", {})
     versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-    options = "; ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in made["options"].items())
+    options = "; ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in made["options"].items()
+                        if key != "mapping")  # fmt: skip
     renderers = sorted({feature.renderer for feature in found.schema.features} - {""})
     lossy = found.lossy and (
         f"lowest PSNR {found.lossy['psnr_min']:g} dB, mean {found.lossy['psnr_mean']:g} dB, greatest difference "
@@ -291,6 +294,17 @@ def provenance_rows(found: Manifest) -> list[Row]:
         ("fingerprint", found.fingerprint),
     ]
     return [(label, plain(value)) for label, value in rows if value]
+
+
+def mapping_rows(found: Manifest) -> list[Row]:
+    """Which fields of the source became which feature, and which became none."""
+    mapping = found.provenance["options"].get("mapping")
+    if not isinstance(mapping, dict):
+        return []
+    rules = [rule for rule in mapping.get("features", []) if isinstance(rule, dict)]
+    rows = [(str(rule.get("name")), ", ".join(map(str, rule.get("source", [])))) for rule in rules]
+    rows += [("(none)", ", ".join(map(str, mapping["dropped"])))] if mapping.get("dropped") else []
+    return [(plain(name), plain(sources)) for name, sources in rows]
 
 
 def _snippet_names(dataset: Dataset) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def _run(converter: Converter, plan: Plan, dest: Path, options: RunOptions, repo
             if plan.count and not reasons:
                 reasons = "every sample of the source is in the dataset already"
             raise SourceError(f"nothing could be converted: {reasons or 'the source is empty'}")
-        found = writer.finish({**_run_block(options.jobs), "seconds": round(time.monotonic() - started, 1)})
+        seconds = round(time.monotonic() - started, 1)
+        found = writer.finish({**_run_block(options.jobs), "seconds": seconds, "notes": _notes(dest, plan)})
     return Receipt(dest, found, len(writer.present) - before, time.monotonic() - started, plan.notes)
 
 
@@ -222,6 +223,12 @@ def _finished(dest: Path) -> Manifest:
     found = manifest.read(dest)
     assert found is not None
     return found
+
+
+def _notes(dest: Path, plan: Plan) -> list[str]:
+    """What was assumed or left out, now and when the dataset was begun that is appended to."""
+    before = manifest.read(dest)
+    return list(dict.fromkeys([*(before.run.get("notes", []) if before else []), *plan.notes]))
 
 
 def _run_block(jobs: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from converters import hashing
 from converters.episodes import EpisodeOptions, relative_names
 from converters.run import RunOptions, run
 from converters.select import Selection
+from vrl3data import manifest
+from vrl3data.app import write_card
 from vrl3data.errors import ConfigError, SourceError
 from vrl3data.validation import validate
 
@@ -136,6 +138,13 @@ def test_nothing_left_is_an_error_of_the_source(tmp_path: Path) -> None:
         ArraysConverter([tmp_path / "empty"], EpisodeOptions()).plan()
     with pytest.raises(ConfigError, match="the same source is given twice"):
         ArraysConverter([tmp_path / "broken.npz"] * 2, EpisodeOptions()).plan()
+
+
+def test_the_card_says_what_was_assumed_and_left_out(tmp_path: Path) -> None:
+    converted(write_source(tmp_path / "source"), tmp_path / "out").close()
+    assert manifest.read(tmp_path / "out").run["notes"] == ["made up", "fields that became no feature: junk"]
+    card = write_card(tmp_path / "out").read_text()
+    assert "- made up" in card and "| `obs.state` | a, b |" in card and "| (none) | `junk` |" in card
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
