@@ -173,7 +173,7 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
     except Failed as error:
         trip.ours.lines.append(f"the peer cannot read the source itself: {error}")
     else:
-        trip.theirs = against_source(before, seen, said, settings.psnr)
+        trip.theirs = against_source(before, seen, said, lambda key: least(trip.ours.pairs.get(key, key)))
 
 
 def row(verdict: Verdict | None) -> str:

@@ -103,6 +103,16 @@ def test_what_is_lost_must_be_declared(dataset: Any) -> None:
         assert judged(dataset, (said,), obs__state=lambda rows: rows[:-1]).problems == []
 
 
+def test_one_row_of_an_episode_may_be_said_of_it(dataset: Any) -> None:
+    view = seen(dataset, sim__goal=lambda _: None)
+    for item, episode in zip(dataset, view["episodes"], strict=True):
+        episode["about"] = {"sim.goal": item["sim.goal"][0].tolist()}
+    assert compare.against_ours(dataset, view, (), lambda _: 30.0).problems == []
+    view["episodes"][1]["about"]["sim.goal"][0] += 1e-15
+    problems = compare.against_ours(dataset, view, (), lambda _: 30.0).problems
+    assert problems == ["sim.goal: in no array of the peer, and not declared as dropped"]
+
+
 def test_pictures_must_be_as_good_as_declared(tmp_path: Path) -> None:
     with Writer(tmp_path / "set", make_spec(make_schema(size=32))) as writer:
         writer.write(make_episode(0, size=32))
@@ -114,20 +124,23 @@ def test_pictures_must_be_as_good_as_declared(tmp_path: Path) -> None:
         assert judged(dataset, obs__image__top=worse).lossy == [pytest.approx(42.1, abs=0.1)]
         assert judged(dataset, obs__image__top=worse).problems == []
         assert "declared 50.00" in judged(dataset, least=50.0, obs__image__top=worse).problems[0]
+        short = judged(dataset, ("final observation",), obs__image__top=lambda rows: worse(rows)[:-1])
+        assert (len(short.lossy), short.problems) == (1, [])
+        assert "not declared" in judged(dataset, obs__image__top=lambda rows: worse(rows)[:-1]).problems[0]
         late = judged(dataset, least=0.0, obs__image__top=lambda rows: np.roll(rows, 1, axis=0))
         assert any("fit better when shifted by a step" in problem for problem in late.problems)
 
 
 def test_the_source_and_the_export_must_look_alike(dataset: Any) -> None:
     source, export = seen(dataset), seen(dataset)
-    assert compare.against_source(source, export, "", 30.0).problems == []
+    assert compare.against_source(source, export, "", lambda _: 30.0).problems == []
     export = seen(dataset, action=lambda rows: rows + 1, sim__goal=lambda _: None)
-    problems = compare.against_source(source, export, "", 30.0).problems
+    problems = compare.against_source(source, export, "", lambda _: 30.0).problems
     assert len(problems) == 2 and "action: float64" in problems[0] and "nobody said so" in problems[1]
-    assert len(compare.against_source(source, export, "sim.goal: gone", 30.0).problems) == 1
+    assert len(compare.against_source(source, export, "sim.goal: gone", lambda _: 30.0).problems) == 1
     for side, fps in ((source, 30), (export, 10)):
         side |= {"peer": "lerobot", "about": {"fps": fps}}
-    assert "fps: 30 became 10" in compare.against_source(source, export, "", 30.0).problems
+    assert "fps: 30 became 10" in compare.against_source(source, export, "", lambda _: 30.0).problems
 
 
 def test_statistics_are_checked() -> None:
