@@ -32,7 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import sight
-from compare import FINAL, Verdict, against_ours, against_source, check_stats
+from compare import FINAL, Verdict, against_ours, against_source
+from lerobot_stats import check_stats
 
 from vrl3data.dataset import open_dataset
 

@@ -29,6 +29,7 @@ def module(path: Path) -> ModuleType:
 
 
 compare = module(ROOT / "benchmarks/peers/compare.py")
+check_stats = module(ROOT / "benchmarks/peers/lerobot_stats.py").check_stats
 NUMBERS = np.arange(12.0).reshape(4, 3)
 PICTURES = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8)
 
@@ -113,6 +114,14 @@ def test_one_row_of_an_episode_may_be_said_of_it(dataset: Any) -> None:
     assert problems == ["sim.goal: in no array of the peer, and not declared as dropped"]
 
 
+def test_times_may_be_in_seconds(dataset: Any) -> None:
+    assert judged(dataset, timestamp=lambda rows: (rows / 1e9).astype(np.float32)).near == 1
+    short = judged(dataset, ("final observation",), timestamp=lambda rows: (rows[:-1] / 1e9).astype(np.float32))
+    assert (short.near, short.problems) == (1, [])
+    assert "not declared" in judged(dataset, timestamp=lambda rows: rows[:-1] / 1e9).problems[0]
+    assert "in no array" in judged(dataset, timestamp=lambda rows: rows / 1e9 + 1).problems[0]
+
+
 def test_pictures_must_be_as_good_as_declared(tmp_path: Path) -> None:
     with Writer(tmp_path / "set", make_spec(make_schema(size=32))) as writer:
         writer.write(make_episode(0, size=32))
@@ -147,9 +156,9 @@ def test_statistics_are_checked() -> None:
     rows = np.arange(6.0).reshape(3, 2)
     true = {"min": [0, 1], "max": [4, 5], "mean": [2, 3], "std": rows.std(0), "count": [3]}
     whole = {"about": {"stats": {"a": true}}, "episodes": [{"arrays": {"a": rows}}]}
-    assert compare.check_stats(whole) == []
+    assert check_stats(whole) == []
     whole["about"] = {"stats": {"a": true | {"std": [0, 0]}}}
-    assert len(compare.check_stats(whole)) == 1 and "std" in compare.check_stats(whole)[0]
+    assert len(check_stats(whole)) == 1 and "std" in check_stats(whole)[0]
 
 
 def test_the_declared_quality_is_that_of_the_feature(monkeypatch: pytest.MonkeyPatch) -> None:
