@@ -13,7 +13,7 @@ from converters import KINDS
 from converters.looks import looks_like
 from vrl3data.errors import ConfigError, SourceError, did_you_mean, locate
 from vrl3data.manifest import DatasetSpec
-from vrl3data.schema import SPLIT, Episode
+from vrl3data.schema import SPLIT, Episode, Feature
 
 SMALLEST_SHARD = 10_000
 
@@ -134,6 +134,15 @@ def check_shared(split: str, shard_size: int) -> None:
         raise ConfigError(f"split: expected lower-case letters, digits and underscores, and not 'all', found {split!r}")
     if shard_size < SMALLEST_SHARD:
         raise ConfigError(f"shard_size: expected at least {SMALLEST_SHARD} bytes, found {shard_size}")
+
+
+def loss_note(feature: Feature) -> str:
+    """For the receipt: what is not stored bit by bit."""
+    if feature.codec == "jpeg":
+        return f"{feature.name}: the JPEG files of the source, as they are"
+    return (
+        f"{feature.name}: stored as {feature.codec}, with loss (measured in each sample); --codec png keeps every pixel"
+    )
 
 
 def source_identity(sizes: Iterable[tuple[str, int]]) -> str:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.base import Plan, Unit, check_exists, check_shared, source_identity
+from converters.base import Plan, Unit, check_exists, check_shared, loss_note, source_identity
 from converters.fields import Field, Loaded, Recording, Scan
 from converters.hashing import LazyHash
 from converters.mapping import FieldMap, read_map
@@ -127,6 +127,7 @@ class EpisodeConverter(ABC):
         notes = [*found.notes]
         if map_.dropped:
             notes.append(f"fields that became no feature: {', '.join(map_.dropped)}")
+        notes += [loss_note(feature) for feature in schema.features if not feature.lossless]
         return Plan(
             DatasetSpec(schema, self._name(), self._provenance(map_), self._license(), found.description),
             _Units(self),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.base import Converter, Plan, Unit
-from converters.run import RunOptions, planned
+from converters.run import RunOptions, planned, resolved
 from converters.worker import Failed, Setup
 from vrl3data import index, manifest, scan, shard, takeover
 from vrl3data.errors import Vrl3dataError
@@ -83,7 +83,7 @@ def forecast(
     Raises what a conversion would raise before its first sample: SourceError, ConfigError, DestinationError. What is
     broken in the source, if the plan got past it, is in `problems`.
     """
-    options, reporter, dest = options or RunOptions(), reporter or Silent(), dest.resolve()
+    options, reporter, dest = options or RunOptions(), reporter or Silent(), resolved(dest)
     takeover.check_target(dest)
     plan = planned(converter, options, stop=False)
     there = _already(dest, plan.spec, options)

@@ -28,6 +28,8 @@ MAGICS = (
 def looks_like(path: Path) -> str:
     """In a few words; by the first bytes of a file, by the kinds of files in a folder."""
     if path.is_dir():
+        if (path / "dataset.json").is_file():
+            return "a dataset of vrl3data already"
         suffixes = sorted(
             {item.suffix.lower() or item.name for item in path.iterdir() if not item.name.startswith(".")}
         )
@@ -41,6 +43,8 @@ def looks_like(path: Path) -> str:
             return words
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a pickle, but not of DAPG demonstrations, and no other pickle is opened: it could run code"
+    if head[257:262] == b"ustar":
+        return "a tar file"
     if head[4:8] == b"ftyp":
         return "a video"
     return _text(head) or f"a file that begins with {head[:12]!r}"

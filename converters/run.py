@@ -79,7 +79,7 @@ def run(
     """
     options, reporter = options or RunOptions(), reporter or Silent()
     find_executor(options.executor)
-    plan, dest = planned(converter, options), dest.resolve()
+    plan, dest = planned(converter, options), resolved(dest)
     old = dest.with_name(f".{dest.name}{OLD}")
     if old.exists() and not dest.exists():  # an earlier run was killed between its two renames
         old.rename(dest)
@@ -99,6 +99,15 @@ def run(
         new.rename(dest)
     shutil.rmtree(old)
     return replace(receipt, path=dest)
+
+
+def resolved(dest: Path) -> Path:
+    """The absolute path of a target. DestinationError for links that lead to each other."""
+    try:
+        return dest.resolve()
+    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 say RuntimeError
+        with locate(path=dest):
+            raise DestinationError(f"cannot write: {error}") from error
 
 
 def planned(converter: Converter, options: RunOptions, stop: bool = True) -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, make_demonstrations, make_pictures, run_cli
-from test_cli import CONTRIBUTED, blocks
+from test_cli import blocks
 
 from converters import KINDS
 from converters.conformance import CHECKS, PLACES
@@ -137,7 +137,7 @@ def test_wrong_calls(tmp_path: Path) -> None:
 def test_the_contributors_converter_conforms(tmp_path: Path) -> None:
     """From a folder that is not on the path, as its author would."""
     (code,) = blocks(ROOT / "CONTRIBUTING.md", "python")
-    (tmp_path / "mine.py").write_text(CONTRIBUTED + code)
+    (tmp_path / "mine.py").write_text(code)
     source = make_grids(tmp_path / "source", 3)
     result = run_cli("check-converter", "mine:GridConverter", source, "--json", "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrl3data.errors import ConfigError, DestinationError, did_you_mean, locate
+from vrl3data.errors import ConfigError, DestinationError, SourceError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def convert(
     chosen = Selection(episodes or "", limit)
     how = RunOptions(jobs, on_error, overwrite, append, verify_source, chosen, executor, ray_address or "")
     converter = _converter(kind, sources, dest, options or {})
-    _say_mapping(converter, reporter)
-    receipt = run(converter, Path(dest), how, reporter)
+    with _better_kind(kind, sources):
+        _say_mapping(converter, reporter)
+        receipt = run(converter, Path(dest), how, reporter)
     write_card(dest)
     return receipt
 
@@ -78,8 +80,9 @@ def forecast(
 
     how = RunOptions(overwrite=overwrite, append=append, selection=Selection(episodes or "", limit))
     converter = _converter(kind, sources, dest, options or {})
-    _say_mapping(converter, reporter)
-    return look(converter, Path(dest), how, reporter)
+    with _better_kind(kind, sources):
+        _say_mapping(converter, reporter)
+        return look(converter, Path(dest), how, reporter)
 
 
 def write_mapping(
@@ -119,17 +122,34 @@ def _converter(
 ) -> Any:
     """What reads `sources`; not yet a look at them, unless the kind is to be recognised."""
     from converters.base import find, recognise
+    from converters.run import resolved
     from vrl3data import config
 
     paths = [Path(sources)] if isinstance(sources, (str, Path)) else [Path(source) for source in sources]
     if not paths:
         raise ConfigError("expected at least one source")
     for source in paths:
-        if source.is_dir() and Path(dest).resolve().is_relative_to(source.resolve()):
+        if source.is_dir() and resolved(Path(dest)).is_relative_to(source.resolve()):
             raise ConfigError(f"the target {dest} would lie inside the source {source}; choose another directory")
     converter = find(kind or recognise(paths[0]))
     built: Any = config.build(converter.Options, options)
     return converter(paths, built)
+
+
+@contextmanager
+def _better_kind(kind: str | None, sources: Sequence[Path | str] | Path | str) -> Iterator[None]:
+    """Where a source is refused that is of another kind than was said, say so."""
+    from converters.base import recognise
+
+    try:
+        yield
+    except SourceError as error:
+        first = Path(sources if isinstance(sources, (str, Path)) else sources[0])
+        with suppress(SourceError):
+            found = recognise(first) if kind else kind
+            if found != kind:
+                error.message += f"; it looks like the kind {found!r}, not {kind!r}"
+        raise
 
 
 def export(

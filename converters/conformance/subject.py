@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 from converters.base import Converter, Plan, Unit
 from converters.worker import Failed, Setup
 from vrl3data import config
-from vrl3data.errors import ConfigError, SourceError
+from vrl3data.errors import ConfigError, SourceError, did_you_mean
 from vrl3data.sample import Identity
 
 
@@ -41,9 +42,15 @@ def load(place: str) -> Any:
     if not colon:
         raise ConfigError(f"expected module:Class, found {place!r}")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot load {place!r}: {error}") from error
+        found = import_module(module)
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" in {Path(last.filename).name}, line {last.lineno}" if error.__traceback__ else ""
+        raise ConfigError(f"cannot load {module!r}: {type(error).__name__}: {error}{where}") from error
+    if not hasattr(found, name):
+        public = [word for word in vars(found) if not word.startswith("_")]
+        raise ConfigError(f"{module!r} has no {name!r}{did_you_mean(name, public)}")
+    return getattr(found, name)
 
 
 class Subject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from converters.images.decode import SUFFIXES
@@ -16,6 +17,9 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = "images"
 """Tiny-ImageNet's folder of pictures that are in no class folder; without a table they have no label."""
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+LOOKED_AT = 1000
+FOREIGN = (".hdf5", ".h5", ".pickle", ".pkl", ".parquet", ".mp4", ".mcap", ".bag", ".db3", ".zarr")
+"""Suffixes of other kinds: their folders may hold pictures as well."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +79,24 @@ def _annotations(folder: Path) -> dict[str, str]:
 
 
 def walk(folder: Path, prefix: str) -> Iterator[Entry]:
-    """Every file, sorted by name at each level. Hidden files are passed over."""
+    """Every file, sorted by name at each level. Hidden files, and links to a folder above, are passed over."""
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
+            if entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path)):
+                continue
             yield from walk(folder / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file():
             yield Entry(prefix + entry.name, entry.stat().st_size)
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether there is a picture in a folder in it."""
+    """Whether there is a picture in a folder in it, and near the top nothing that other kinds are made of."""
+    tops = [folder, *(path for path in sorted(folder.iterdir())[:LOOKED_AT] if path.is_dir())]
+    for path in (path for top in tops for path in islice(top.iterdir(), LOOKED_AT)):
+        if path.suffix.lower() in FOREIGN or ".tfrecord" in path.name:
+            return False
     return any(entry.path.lower().endswith(SUFFIXES) and "/" in entry.path for entry in walk(folder, ""))

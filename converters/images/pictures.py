@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from converters.base import Plan, Unit, check_shared, source_identity
+from converters.base import Plan, Unit, check_shared, loss_note, source_identity
 from converters.images.decode import FITS, MAX_BYTES, Fit, check_decoder, checked_jpeg, has_torchvision
 from converters.images.listing import Listing, Place
 from vrl3data import codecs
@@ -108,6 +108,8 @@ class PictureConverter:
         name = "crop" if options.fit == "square" else options.fit
         if name not in FITS:
             raise ConfigError(f"fit: expected {', '.join(FITS)}, found {options.fit!r}")
+        if name == "none" and options.image_size != PictureOptions.image_size:
+            raise ConfigError("fit 'none' copies the files, so image_size does nothing: leave one of them out")
         self.sources, self.options, self.handles = [Path(source) for source in sources], options, Handles()
         self.fit = Fit(name, options.image_size)
         self.codec = options.codec or {"shorter": "jpeg:95", "none": "jpeg"}.get(name, "raw")
@@ -137,6 +139,8 @@ class PictureConverter:
         self.fit = Fit(self.fit.name, self.fit.size, "pillow" if self.fit.name == "none" else decoder)
         batch = min(BATCH, max(1, BATCH_BYTES * len(found.listing) // max(total, 1)))
         notes = found.notes
+        picture = self._spec(found).schema["image"]
+        notes += () if picture.lossless or picture.codec == "jpeg" else (loss_note(picture),)
         if len(found.classes) == 1:
             notes += (f"there is one class only, {found.classes[0]!r}: SOURCE is what holds all classes",)
         return Plan(

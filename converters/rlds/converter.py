@@ -265,7 +265,8 @@ def _rule(path: str, field: Field, spec: Spec) -> Rule:
     if spec.form == "picture" or (field.dtype == "uint8" and len(field.shape) == 3 and field.shape[2] in (1, 3)):
         group = "depth" if field.dtype == "uint16" else "image"
         return Rule(feature_name(f"obs.{group}", "_".join(where)), (path,), description=about)
-    if words[0] != "observation":
+    if words[0] != "observation":  # a batch of windows has a discount of its own
+        words = ["recorded", *words] if words == ["discount"] else words
         return Rule(feature_name(*words), (path,), description=about)
     name = "proprio" if where == ["state"] else ".".join(where)
     return Rule(feature_name("obs", name), (path,), description=about)

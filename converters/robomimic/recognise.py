@@ -17,18 +17,17 @@ MAX_LOOKED_AT = 10_000
 
 
 def is_folder(folder: Path, suffixes: tuple[str, ...]) -> bool:
-    """Whether it holds HDF5 files, all of this kind."""
-    found = seen = 0
+    """Whether it holds HDF5 files of this kind. Others among them, and broken ones, are named when they are read."""
+    seen = 0
     for place, _, files in os.walk(folder):
         for name in sorted(files):
             seen += 1
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                if not is_robomimic(Path(place, name)):
-                    return False
-                found += 1
+            fits = Path(name).suffix.lower() in suffixes and not name.startswith(".")
+            if fits and is_robomimic(Path(place, name)):
+                return True
             if seen > MAX_LOOKED_AT:
-                return bool(found)
-    return bool(found)
+                return False
+    return False
 
 
 def is_robomimic(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from vrl3data.cli.common import console, explicit, human_bytes, print_json, rows
 from vrl3data.cli.forecast import show
-from vrl3data.errors import EXIT_SKIPPED, SourceError
+from vrl3data.errors import EXIT_SKIPPED, ConfigError, SourceError
 
 SHOWN_SKIPS = 5
 TRY = ("episodes", "limit", "overwrite", "append")
@@ -29,11 +30,14 @@ class ConvertGroup(click.Group):
 
 
 def _kind_of(args: list[str]) -> str:
+    from converters import KINDS
     from converters.base import recognise
 
     words = [Path(word) for word in args if not word.startswith("-")]
     existing = [word for word in words if word.exists()]
     kind = ""
+    if not Path(args[0]).exists() and (close := difflib.get_close_matches(args[0], KINDS, n=1)):
+        raise ConfigError(f"there is no kind and no file {args[0]!r}; did you mean the kind {close[0]!r}?")
     for word in existing:  # values of options, such as a --config file, may come before the source
         with suppress(SourceError):
             kind = recognise(word)
