@@ -1,11 +1,12 @@
 """Round trips: a source -> our dataset -> an export -> the package that the export is for, in its own environment.
 
 python benchmarks/round_trip.py PEERS [TO=SOURCE ...] [--work DIR] [--only minari robomimic lerobot] [--options "..."]
+    [--export "--final drop-last"]
 
 PEERS is the folder that benchmarks/setup_peers.sh made. Without TO=SOURCE each peer writes sets with its own package,
 and each of them goes back to the peer it came from; then the peer's sight of the source and of the export must be the
-same, array by array. TO=SOURCE takes any source that `vrl3data convert` reads (`--options` are for that command), or a
-dataset of ours, to one peer: lerobot=door-v0_demos.pickle.
+same, array by array. TO=SOURCE takes any source that `vrl3data convert` reads, or a dataset of ours, to one peer:
+lerobot=door-v0_demos.pickle. `--options` are for `vrl3data convert`, `--export` for `vrl3data export`.
 
 Always: every feature of our dataset must be in some array that the peer sees, bit by bit, pictures at least as good as
 declared (the export's notes, else --psnr), or be among the fields that the export declared as dropped. Prints a table;
@@ -31,7 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import sight
-from compare import Verdict, against_ours, against_source, check_stats
+from compare import FINAL, Verdict, against_ours, against_source
+from lerobot_stats import check_stats
 
 from vrl3data.dataset import open_dataset
 
@@ -82,6 +84,7 @@ class Settings:
     peers: Path
     work: Path
     options: tuple[str, ...] = ()
+    export: tuple[str, ...] = ()
     psnr: float = 30.0
 
 
@@ -126,10 +129,11 @@ def look(settings: Settings, peer: str, path: Path, name: str) -> dict[str, Any]
 
 
 def declared(said: list[str], default: float, feature: str) -> float:
-    """The least PSNR that the export states for a feature: the first number before `dB` in a line that names it."""
-    for line in said:
-        if feature in line and (found := re.search(r"(\d+(?:\.\d+)?) ?dB", line)):
-            return float(found[1])
+    """The least PSNR that the export states for a feature: in a line that begins with its name, or else for all."""
+    for wanted in (f"{feature}:", "pictures"):
+        for line in said:
+            if line.startswith(wanted) and (found := re.findall(r"(\d+(?:\.\d+)?) ?dB", line)):
+                return min(map(float, found))
     return default
 
 
@@ -146,12 +150,14 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
     else:
         kind = [trip.to] if trip.own else []
         receipt = vrl3data("convert", *kind, trip.source, dataset_path, "--jobs", "1", *settings.options)
-    export = vrl3data("export", trip.to, dataset_path, export_path)
+    export = vrl3data("export", trip.to, dataset_path, export_path, *settings.export)
     trip.dropped, notes = list(export.get("dropped", ())), list(export.get("notes", ()))
     seen = look(settings, trip.to, export_path, f"{name}-export")
     with open_dataset(dataset_path) as dataset:
         trip.episodes, trip.steps = len(dataset), sum(dataset.index["length"].to_pylist())
-        names = [line.partition(":")[0].strip() for line in trip.dropped]
+        shorter = [line for line in notes if "a row after the last action" in line]
+        names = [line.partition(":")[0].strip() for line in (*trip.dropped, *shorter)]
+        names += [FINAL] if any(line.startswith("the last action") for line in trip.dropped) else []
         least = functools.partial(declared, [*notes, *trip.dropped], settings.psnr)
         trip.ours = against_ours(dataset, seen, names, least)
         mapping = dict(dataset.manifest.provenance).get("options", {}).get("mapping", {})
@@ -168,7 +174,7 @@ def travel(settings: Settings, trip: Trip, name: str) -> None:
     except Failed as error:
         trip.ours.lines.append(f"the peer cannot read the source itself: {error}")
     else:
-        trip.theirs = against_source(before, seen, said, settings.psnr)
+        trip.theirs = against_source(before, seen, said, lambda key: least(trip.ours.pairs.get(key, key)))
 
 
 def row(verdict: Verdict | None) -> str:
@@ -218,12 +224,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="keep sources, datasets and exports here")
     parser.add_argument("--only", nargs="+", choices=sorted(SOURCES), default=sorted(SOURCES))
     parser.add_argument("--options", default="", help="for vrl3data convert")
+    parser.add_argument("--export", default="", help="options for vrl3data export")
     parser.add_argument("--psnr", type=float, default=30.0, help="least dB where the export declares none")
     parser.add_argument("--verbose", action="store_true", help="also the features of trips without a difference")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (given.work or Path(temporary)).resolve()
-        settings = Settings(given.peers.resolve(), work, tuple(shlex.split(given.options)), given.psnr)
+        options, export = (tuple(shlex.split(words)) for words in (given.options, given.export))
+        settings = Settings(given.peers.resolve(), work, options, export, given.psnr)
         trips = trips_of(settings, given.trips, given.only)
         for number, trip in enumerate(trips):
             print(f"[{number + 1}/{len(trips)}] {trip.source.name} -> {trip.to}", file=sys.stderr, flush=True)

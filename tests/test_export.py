@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +196,8 @@ def test_one_split_alone(kind: str, tmp_path: Path) -> None:
 def test_every_kind_says_what_it_writes() -> None:
     for kind in REAL:
         exporter = find(kind)
+        for option in fields(exporter.Options):
+            assert option.metadata.get("help", "").endswith("."), f"{kind}: {option.name} has no help"
         assert (exporter.__doc__ or "").strip().partition("\n")[0].endswith("."), kind
         assert hash(exporter.Options()) == hash(exporter.Options()), "Options is a frozen dataclass"
 

@@ -110,7 +110,7 @@ def test_videos_their_offsets_and_quality(tmp_path: Path, codec: str) -> None:
     assert [row[f"{prefix}from_timestamp"] for row in rows] == [0.0, 5 / 30, 11 / 30]
     assert [row[f"{prefix}to_timestamp"] for row in rows] == [5 / 30, 11 / 30, 18 / 30]
     (note,) = [note for note in receipt.notes if " dB" in note]
-    stated = float(note.split("with loss, ")[1].split(" dB")[0])
+    stated = float(note.split("obs.image.top: " + codec + ", ")[1].split(" dB")[0])
     run(LerobotConverter([tmp_path / "set"], EpisodeOptions(codec="raw")), tmp_path / "back")
     errors, values = 0.0, 0
     with vrl3data.open(source) as ours, vrl3data.open(tmp_path / "back") as back:
@@ -272,3 +272,43 @@ def test_the_table_of_exports_knows_it(tmp_path: Path) -> None:
     assert find("lerobot").Options is LerobotExportOptions
     write_dataset(tmp_path / "in", 2)
     assert exported(tmp_path / "in", tmp_path / "set", video=False).samples == 2
+
+
+def test_tasks_and_robot_go_back(tmp_path: Path) -> None:
+    changes = {"task_changes": [[0, "reach"], [2, "grasp"], [4, "reach"]], "tasks": ["grasp", "reach"]}
+    wrong: list[dict[str, Any]] = [{"task_changes": bad} for bad in ([[1, "b"]], [[0, "b"], [0, "c"]], "many", [[0]])]
+    episodes = [make_episode(0, task="reach", source_meta={"dataset": {"robot_type": "so101"}, **changes}),
+                make_episode(1, task="other", source_meta=changes),
+                *(make_episode(2 + n, task="b", source_meta=said) for n, said in enumerate(wrong))]  # fmt: skip
+    source = write(tmp_path / "in", episodes, make_spec())
+    receipt = exported(source, tmp_path / "set", video=False)
+    assert info(tmp_path / "set")["robot_type"] == "so101"
+    tasks = pq.read_table(tmp_path / "set/meta/tasks.parquet").to_pydict()["task"]
+    assert tasks == ["grasp", "reach", "other", "b"]
+    table = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet").to_pydict()
+    rows = [tasks[n] for n, of in zip(table["task_index"], table["episode_index"], strict=True) if of == 0]
+    assert rows == ["reach", "reach", "grasp", "grasp", "reach"]
+    assert {tasks[n] for n, of in zip(table["task_index"], table["episode_index"], strict=True) if of > 1} == {"b"}
+    listed = pq.read_table(tmp_path / "set/meta/episodes/chunk-000/file-000.parquet")["tasks"].to_pylist()
+    assert listed[:3] == [["grasp", "reach"], ["other"], ["b"]]
+    assert any(line.startswith("source_meta: ") for line in receipt.dropped)
+    run(LerobotConverter([tmp_path / "set"], EpisodeOptions()), tmp_path / "back")
+    with vrl3data.open(tmp_path / "back") as back:
+        assert back[0].source_meta["task_changes"] == changes["task_changes"]
+        assert back[0].source_meta["dataset"]["robot_type"] == "so101"
+    assert exported(source, tmp_path / "named", video=False, robot_type="aloha").samples == 6
+    assert info(tmp_path / "named")["robot_type"] == "aloha"
+
+
+def test_streams_are_named_and_not_cut(tmp_path: Path) -> None:
+    features = (Feature("obs.imu", "float32", (3,), "stream:imu"), Feature("timestamp.imu", "int64", (), "stream:imu"),
+                Feature("action", "float32", (2,)))  # fmt: skip
+    values = {"obs.imu": np.zeros((9, 3), np.float32), "timestamp.imu": np.arange(9), "action": np.zeros((3, 2), "f4")}
+    episode = Episode("e", values, 3, streams={"imu": 9})
+    source = write(tmp_path / "in", [episode], make_spec(Schema("episodes", features)))
+    receipt = exported(source, tmp_path / "set", fps=10)
+    assert [line for line in receipt.dropped if "imu" in line] == [
+        "obs.imu: a stream with its own clock (imu); LeRobot has one rate",
+        "timestamp.imu: a stream with its own clock (imu); LeRobot has one rate",
+    ]
+    assert not any("imu" in key for key in info(tmp_path / "set")["features"])

@@ -220,3 +220,46 @@ def test_tuples_and_options_go_back_as_they_were(tmp_path: Path) -> None:
         assert file["episode_1"].attrs["options/level"] == 2
         want = make_minari.content(1, 1)["observations/goal/_index_0"]
         assert np.array_equal(file["episode_1/observations/goal/_index_0"], want)
+
+
+def test_spaces_that_features_cannot_say_go_back(tmp_path: Path) -> None:
+    """Entries without bounds, flags, choices and texts; a text may change within an episode."""
+    up = make_minari.make_hdf5(tmp_path / "up-v0")
+    said = json.loads((up / "data/metadata.json").read_text())
+    space = json.loads(said["observation_space"])
+    arm = {"type": "Box", "dtype": "float64", "shape": [4], "low": [-4.8, -np.inf, -0.4, -np.inf],
+           "high": [4.8, np.inf, 0.4, np.inf]}  # fmt: skip
+    space["subspaces"]["arm"]["subspaces"]["qpos"] = arm
+    (up / "data/metadata.json").write_text(json.dumps(said | {"observation_space": json.dumps(space)}))
+    with h5py.File(up / "data/main_data.hdf5", "r+") as file:
+        file["episode_2/observations/mission"][3:] = "turn back"
+    receipt = run(MinariConverter([up], EpisodeOptions()), tmp_path / "set")
+    assert not receipt.skipped
+    assert give(tmp_path / "set", tmp_path / "down-v0").dropped == ()
+    again = json.loads(json.loads((tmp_path / "down-v0/data/metadata.json").read_text())["observation_space"])
+    inner, wanted = again["subspaces"], space["subspaces"]
+    assert inner["arm"]["subspaces"]["qpos"] == arm
+    assert inner["goal"] == wanted["goal"]
+    assert (inner["mode"], inner["mission"]) == (wanted["mode"], wanted["mission"])
+    with h5py.File(tmp_path / "down-v0/data/main_data.hdf5") as file:
+        assert list(file["episode_2/observations/mission"].asstr()) == ["go to door 2"] * 3 + ["turn back"] * 3
+        assert list(file["episode_0/observations/mission"].asstr()) == ["go to door 0"] * 4
+    back(tmp_path / "down-v0", tmp_path / "again")
+    with vrl3data.open(tmp_path / "set") as one, vrl3data.open(tmp_path / "again") as two:
+        for left, right in zip(one, two, strict=True):
+            assert left.source_meta["observations/mission"] == right.source_meta["observations/mission"]
+
+
+def test_spaces_are_not_those_of_other_rows(tmp_path: Path) -> None:
+    """What source_meta says is used where it fits the rows, and nowhere else."""
+    free = {"type": "Box", "dtype": "float32", "shape": [3], "low": ["-inf", 0, 0], "high": 1}
+    for number, (space, low) in enumerate([
+        (free, [-np.inf, 0, 0]), (free | {"shape": [4]}, [-np.inf] * 3), ("no space", [-np.inf] * 3),
+        ({"type": "Box"}, [-np.inf] * 3),
+    ]):  # fmt: skip
+        said = {"minari": {"spaces": {"observations/state": space}}, "observations/words": [[1, "not at first"]]}
+        source = write(tmp_path / f"set{number}", [make_episode(0, size=40, source_meta=said)])
+        give(source, tmp_path / f"x{number}-v0")
+        found = json.loads((tmp_path / f"x{number}-v0/data/metadata.json").read_text())["observation_space"]
+        assert json.loads(found)["subspaces"]["state"]["low"] == low
+        assert "words" not in json.loads(found)["subspaces"]

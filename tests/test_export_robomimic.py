@@ -122,7 +122,7 @@ def test_a_dataset_from_elsewhere(tmp_path: Path) -> None:
         receipt = written(dataset, tmp_path / "reach.hdf5")
         said = "\n".join(receipt.notes)
         assert "env_args is made up from the task" in said
-        assert receipt.dropped == ()
+        assert receipt.dropped == ("schema: renderer of obs.image.main",)
         back = imported(tmp_path / "reach.hdf5", tmp_path / "back")
         assert_same(dataset, back)
         with h5py.File(tmp_path / "reach.hdf5") as file:
@@ -195,6 +195,7 @@ def test_final_observations_of_some_episodes(tmp_path: Path) -> None:
     receipt = written(dataset, tmp_path / "out.hdf5")
     assert "next_obs is there in 1 of 2 demos, those with a final observation" in receipt.notes
     assert any(note.startswith("in the group extra/") for note in receipt.notes)
+    assert any(note.startswith("timestamp: extra/timestamp has a row after the last action") for note in receipt.notes)
     back = imported(tmp_path / "out.hdf5", tmp_path / "back")
     for item, again in zip(dataset, back, strict=True):
         assert item.meta["final_observation"] == again.meta["final_observation"]

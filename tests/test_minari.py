@@ -144,7 +144,9 @@ def test_attributes_stand_in_for_metadata_of_old_versions(tmp_path: Path) -> Non
     run(converter(source), tmp_path / "out")
     with vrl3data.open(tmp_path / "out") as dataset:
         assert dataset.schema["action"].bounds == (-1.0, 1.0)
-        assert json.loads(dataset[0].meta["source_meta"])["minari"] == {"dataset_id": "made/up-v0"}
+        said = dataset[0].source_meta["minari"]
+        assert set(said.pop("spaces")) == {f"observations/{name}" for name in ("goal/_index_1", "mission", "mode")}
+        assert said == {"dataset_id": "made/up-v0"}
 
 
 def problems(source: Path) -> dict[str, str]:

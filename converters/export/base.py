@@ -19,7 +19,11 @@ from vrl3data import storage
 from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, DestinationError, did_you_mean, locate
 from vrl3data.report import Reporter, Silent
+from vrl3data.schema import PREVIEW
 
+FACTS = ("names", "unit", "bounds", "description", "flip", "fit", "intrinsics", "extrinsics", "renderer", "scale_m",
+         "quaternion", "representation")  # fmt: skip
+"""What a schema says of a feature besides its rows and how they are stored."""
 NEW = ".vrl3data-export"
 """Behind the name of the target: what is not whole. A later export to the same target replaces it."""
 
@@ -104,6 +108,15 @@ def export(
         storage.sync_directory(dest.parent)
     steps = sum(split.steps for split in dataset.manifest.splits.values())
     return ExportReceipt(dest, kind, len(dataset), steps, size, dropped, notes, time.monotonic() - started)
+
+
+def beside_rows(dataset: Dataset, kept: Sequence[str]) -> tuple[str, ...]:
+    """What is lost besides whole features, for `dropped`: facts of features other than `kept`, and extra members."""
+    known = [feature for feature in dataset.schema.features if feature.name != "cls"]
+    lost = {fact: [feature.name for feature in known if getattr(feature, fact)] for fact in FACTS if fact not in kept}
+    said = "; ".join(f"{fact} of {', '.join(names)}" for fact, names in lost.items() if names)
+    extras = [extra for extra in dataset.schema.extras if extra != PREVIEW]
+    return (*([f"schema: {said}"] if said else []), *(f"{extra}: there is no place for it" for extra in extras))
 
 
 def selected(dataset: Dataset, splits: Sequence[str]) -> Dataset:

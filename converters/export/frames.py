@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from converters.export.base import beside_rows
 from converters.export.tars import TarShards
 from vrl3data import sample, shard
 from vrl3data.dataset import Dataset, StoredSample
@@ -99,7 +100,8 @@ class FramesExporter:
             why = "a camera that was not asked for" if feature.is_image else "no picture"
             lines.append(f"{feature.name}: {why}")
         kept = ", ".join(KEPT[self.dataset.schema.kind])
-        return (*lines, f"meta: all that is said of a sample beside {kept}")
+        lost = beside_rows(self.dataset, ())
+        return (*lines, f"meta, source_meta: all that is said of a sample beside {kept}", *lost)
 
     def estimate(self) -> int:
         """Bytes that are written at least."""

@@ -5,9 +5,7 @@ Letters: T steps, N rows.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +16,11 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-from PIL import Image
 
-from converters.export.base import NEW
-from converters.export.minari_spaces import nested, space_of
+from converters.export.base import NEW, beside_rows
+from converters.export.minari_jpeg import Loss, encoded
+from converters.export.minari_spaces import nested, space_of, tree
+from converters.export.minari_told import Told, each_row, listen
 from vrl3data.dataset import Dataset, StoredSample
 from vrl3data.errors import ConfigError, locate
 from vrl3data.report import Reporter
@@ -35,7 +34,19 @@ VERSION = "0.5.4"
 BLOCK_BYTES = 16 * 1024**2
 SMALL = 16 * 1024
 """Bytes of an array that an attribute of an HDF5 group can hold with ease."""
-FACTS = ("name", "rows", "names", "unit", "description", "bounds", "flip", "scale_m", "quaternion", "representation")
+FACTS = (
+    "name",
+    "dtype",
+    "rows",
+    "names",
+    "unit",
+    "description",
+    "bounds",
+    "flip",
+    "scale_m",
+    "quaternion",
+    "representation",
+)
 ENDS = ("terminated", "truncated", "success", "start_time_ns", "task", "origin", "split", "subsets")
 KEPT = ("code_permalink", "author", "author_email", "algorithm_name", "env_spec", "eval_env_spec", "requirements",
         "ref_max_score", "ref_min_score", "num_episodes_average_score")  # fmt: skip
@@ -51,25 +62,6 @@ class MinariExportOptions:
         "help": "What to do with episodes whose final observation was not recorded; drop-last leaves out their last "
                 "action."})  # fmt: skip
     jpeg: bool = field(default=False, metadata={"help": "Pictures as JPEG files, with loss, as Minari's own default."})
-
-
-@dataclass
-class _Loss:
-    """Of pictures that were encoded with loss: squared and greatest errors."""
-
-    squares: float = 0.0
-    count: int = 0
-    max_error: float = 0.0
-
-    def add(self, given: Array, decoded: Array) -> None:
-        error = given.astype(np.float64) - decoded
-        self.squares += float((error**2).sum())
-        self.count += error.size
-        self.max_error = max(self.max_error, float(np.abs(error).max()))
-
-    @property
-    def psnr(self) -> float:
-        return 10 * math.log10(255**2 * self.count / self.squares) if self.squares else 100.0
 
 
 class MinariExporter:
@@ -103,6 +95,10 @@ class MinariExporter:
         for feature in self.dataset.schema.features:
             if feature.rows == "episode" and feature.row_bytes > SMALL:
                 lines.append(f"{feature.name}: Minari has no place for {feature.row_bytes:,} bytes per episode")
+        for feature in self.dataset.schema.features:
+            if feature.clock:
+                lines.append(f"{feature.name}: a stream with its own clock ({feature.clock}), Minari has steps")
+        lines += beside_rows(self.dataset, FACTS)
         if self._unfinished:
             lines.append(f"the last action of {len(self._unfinished)} episodes without a final observation")
         return tuple(lines)
@@ -113,7 +109,7 @@ class MinariExporter:
         data = dest / "data"
         data.mkdir(parents=True)
         self._counts: Counter[str] = Counter()
-        self._loss = _Loss()
+        self._loss = Loss()
         written = 0
         with (
             h5py.File(data / "main_data.hdf5", "w", track_order=True) as file,
@@ -138,6 +134,10 @@ class MinariExporter:
         return Counter(name for item in self.dataset for name in item.absent)
 
     @cached_property
+    def _told(self) -> Told:
+        return listen(self.dataset)
+
+    @cached_property
     def _unfinished(self) -> tuple[str, ...]:
         return tuple(item.name for item in self.dataset if not item.meta["final_observation"])
 
@@ -150,9 +150,10 @@ class MinariExporter:
         """Feature -> path in an episode. One observation alone is the whole observation."""
         kept = [feature.name for feature in self.dataset.schema.features if feature.name.startswith("obs.")
                 and self._is_space(feature) and not self._absent[feature.name]]  # fmt: skip
-        if len(kept) == 1 and kept[0] in ("obs.state", "obs.image.camera"):
+        texts = any(path.startswith("observations") for path in self._told.texts)
+        if len(kept) == 1 and not texts and kept[0] in ("obs.state", "obs.image.camera"):
             return {kept[0]: "observations"}
-        return _tree("observations", {name: name.removeprefix("obs.") for name in kept})
+        return tree("observations", {name: name.removeprefix("obs.") for name in kept})
 
     @cached_property
     def _actions(self) -> dict[str, str]:
@@ -161,16 +162,16 @@ class MinariExporter:
                 and self._is_space(feature) and not self._absent[feature.name]]  # fmt: skip
         if "action" in kept:
             return {"action": "actions"}
-        return _tree("actions", {name: name.removeprefix("action.") for name in kept})
+        return tree("actions", {name: name.removeprefix("action.") for name in kept})
 
     @cached_property
     def _infos(self) -> dict[str, str]:
         """All else that has rows."""
         schema = self.dataset.schema
         taken = {*self._observations, *self._actions, *(["reward"] if self._has_reward else [])}
-        rest = [feature.name for feature in schema.features if feature.name not in taken and feature.rows != "episode"
+        rest = [feature.name for feature in schema.features if feature.name not in taken and feature.stepwise
                 and not (self._is_space(feature) and self._absent[feature.name])]  # fmt: skip
-        return _tree("infos", {name: name.removeprefix("info.") for name in rest})
+        return tree("infos", {name: name.removeprefix("info.") for name in rest})
 
     @cached_property
     def _attributes(self) -> tuple[str, ...]:
@@ -194,6 +195,10 @@ class MinariExporter:
                 rows = length + 1 if feature.rows == "state" else length
                 self._array(group, path, item, feature, rows)
         group.require_group("infos")
+        said = item.source_meta
+        for path in self._told.texts:
+            words = each_row(said[path], length + path.startswith("observations"))
+            group.create_dataset(path, data=words, dtype=h5py.string_dtype())
         if self._has_reward and "reward" not in item.absent:
             group["rewards"] = item.rows("reward", 0, length)
         else:
@@ -204,7 +209,6 @@ class MinariExporter:
             flags = np.zeros(length, bool)
             flags[-1] = flag
             group[name] = flags
-        said = item.source_meta
         group.attrs.update({"id": number, "total_steps": length})
         if isinstance(said.get("seed"), int):
             group.attrs["seed"] = said["seed"]
@@ -215,11 +219,7 @@ class MinariExporter:
                 group.attrs[name] = item[name][0]
         ours = {key: item.meta[key] for key in ENDS} | {"name": item.name, "steps": item.length, "source_meta": said,
                                                          "absent": list(item.absent)}  # fmt: skip
-        text = json.dumps(ours)
-        if len(text) < SMALL:
-            group.attrs["vrl3data"] = text
-        else:
-            self._counts["source_meta is too large for an attribute and is left out"] += 1
+        group.attrs["vrl3data"] = json.dumps(ours)
 
     def _ends(self, item: StoredSample, final: bool) -> tuple[bool, bool]:
         """(terminated, truncated) of the last step that is written. Minari does not know `not known`."""
@@ -245,12 +245,8 @@ class MinariExporter:
     def _jpeg(self, group: h5py.Group, path: str, item: StoredSample, feature: Feature, rows: int) -> None:
         target = group.create_dataset(path, (rows,), h5py.vlen_dtype(np.uint8))
         for start, block_NHWC in _blocks(item, feature, rows):
-            for row, frame in enumerate(block_NHWC, start):
-                out = io.BytesIO()
-                Image.fromarray(frame[..., 0] if feature.shape[-1] == 1 else frame).save(out, "JPEG")
-                with Image.open(out) as image:
-                    self._loss.add(frame, np.asarray(image).reshape(frame.shape))
-                target[row] = np.frombuffer(out.getvalue(), np.uint8)
+            for row, frame_HWC in enumerate(block_NHWC, start):
+                target[row] = np.frombuffer(encoded(frame_HWC, self._loss), np.uint8)
 
     def _is_jpeg(self, feature: Feature) -> bool:
         return self.options.jpeg and feature.is_image and min(feature.shape[:2]) >= 32
@@ -276,8 +272,8 @@ class MinariExporter:
             "total_steps": steps,
             "data_format": "hdf5",
             "jpeg_encoding": any(self._is_jpeg(schema[name]) for name in self._observations),
-            "observation_space": json.dumps(nested("observations", self._observations, self._space)),
-            "action_space": json.dumps(nested("actions", self._actions, self._space)),
+            "observation_space": self._spaces("observations", self._observations),
+            "action_space": self._spaces("actions", self._actions),
             "dataset_id": name,
             "minari_version": VERSION,
             "dataset_size": size,
@@ -287,9 +283,17 @@ class MinariExporter:
                          "fingerprint": manifest.fingerprint},
         }  # fmt: skip
 
-    def _space(self, name: str) -> dict[str, Any]:
-        return space_of(self.dataset.schema[name], flags=_as_flags(self.dataset.schema[name]),
-                        flat=self._is_jpeg(self.dataset.schema[name]))  # fmt: skip
+    def _spaces(self, top: str, places: dict[str, str]) -> str:
+        texts = {path: path for path in self._told.texts if path.startswith(f"{top}/")}
+
+        def space(name: str) -> dict[str, Any]:
+            if name in texts:
+                return self._told.spaces[name]
+            feature = self.dataset.schema[name]
+            told = self._told.space(places[name], feature)
+            return told or space_of(feature, flags=_as_flags(feature), flat=self._is_jpeg(feature))
+
+        return json.dumps(nested(top, {**places, **texts}, space))
 
     def _notes(self) -> Iterator[str]:
         for text, count in self._counts.items():
@@ -315,14 +319,6 @@ def _how_to_read(name: str, dest: Path) -> str:
     if dest.as_posix().endswith(f"/{name}"):
         return f"minari.load_dataset({name!r}) reads it, with MINARI_DATASETS_PATH set to the folder that holds {name}"
     return f"minari.load_dataset({name!r}) finds it once it lies in {name} below MINARI_DATASETS_PATH"
-
-
-def _tree(top: str, names: dict[str, str]) -> dict[str, str]:
-    """Feature -> path, dots as groups; one whose path is also a group keeps its dots."""
-    paths = {feature: f"{top}/{name.replace('.', '/')}" for feature, name in names.items()}
-    paths = {feature: re.sub(r"/index_(\d+)(?=/|$)", r"/_index_\1", path) for feature, path in paths.items()}
-    groups = {path[: match.start()] for path in paths.values() for match in re.finditer("/", path)}
-    return {feature: f"{path}_" if path in groups else path for feature, path in paths.items()}
 
 
 def _as_flags(feature: Feature) -> bool:

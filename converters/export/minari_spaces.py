@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,14 @@ from vrl3data.schema import Feature
 
 MANY = 1_000_000
 """Choices up to which bounded whole numbers are a Discrete space."""
+
+
+def tree(top: str, names: dict[str, str]) -> dict[str, str]:
+    """Feature -> path, dots as groups; one whose path is also a group keeps its dots."""
+    paths = {feature: f"{top}/{name.replace('.', '/')}" for feature, name in names.items()}
+    paths = {feature: re.sub(r"/index_(\d+)(?=/|$)", r"/_index_\1", path) for feature, path in paths.items()}
+    groups = {path[: match.start()] for path in paths.values() for match in re.finditer("/", path)}
+    return {feature: f"{path}_" if path in groups else path for feature, path in paths.items()}
 
 
 def nested(top: str, places: Mapping[str, str], space: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

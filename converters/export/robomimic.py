@@ -16,6 +16,8 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from converters.export import robomimic_env
+from converters.export.base import beside_rows
 from vrl3data.dataset import Dataset, StoredSample
 from vrl3data.errors import ConfigError, did_you_mean, locate
 from vrl3data.report import Reporter
@@ -76,7 +78,7 @@ class RobomimicExporter:
         for name in options.features:
             if name not in schema:
                 raise ConfigError(f"features: there is no {name!r}{did_you_mean(name, schema.names)}")
-        self.given = _read_env_args(options.env_args) if options.env_args else {}
+        self.given = robomimic_env.read(options.env_args) if options.env_args else {}
 
     def dropped(self) -> tuple[str, ...]:
         """What is not in the file."""
@@ -88,8 +90,7 @@ class RobomimicExporter:
         ]  # fmt: skip
         if self._told.final and not self.options.next_obs:
             lines.append(f"final observations of {self._told.final} episodes: not asked for")
-        return (*lines, *(f"{extra}: robomimic has no place for it" for extra in self.dataset.schema.extras
-                          if extra != "preview.jpg"))  # fmt: skip
+        return (*lines, *beside_rows(self.dataset, (*FACTS, "intrinsics", "extrinsics")))
 
     def write(self, dest: Path, reporter: Reporter) -> tuple[str, ...]:
         """In blocks of rows: memory stays bounded."""
@@ -239,7 +240,7 @@ class RobomimicExporter:
         known = final = 0
         tasks: Counter[str] = Counter()
         for item in self.dataset:
-            env = _env_args(item.source_meta)
+            env = robomimic_env.of_source(item.source_meta)
             env_args += [json.dumps(env, sort_keys=True)] if env else []
             known += item.meta["success"] != -1 or item.meta["terminated"] != -1
             final += item.meta["final_observation"]
@@ -284,6 +285,9 @@ class RobomimicExporter:
         if extra:
             yield f"in the group extra/ of each demo, which robomimic does not read: {', '.join(extra)}"
         for feature in (self.dataset.schema[name] for name in places):
+            if told.final and feature.rows == "state" and not places[feature.name].startswith("obs/"):
+                yield (f"{feature.name}: {places[feature.name]} has a row after the last action, and robomimic reads "
+                       "one for each action")  # fmt: skip
             if feature.name.startswith("obs.depth.") and feature.scale_m:
                 yield f"{feature.name}: written in metres, float32"
 
@@ -332,26 +336,3 @@ def _put(target: h5py.Dataset, start: int, rows_N: Array) -> None:
     first, stop = max(0, start), min(len(target), start + len(rows_N))
     if stop > first:
         target[first:stop] = rows_N[first - start : stop - start]
-
-
-def _env_args(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the source, if it was a robomimic file or robosuite's raw one."""
-    args, info = said.get("env_args"), said.get("env_info")
-    if isinstance(args, dict) and args:
-        return args
-    if isinstance(said.get("env"), str) and isinstance(info, dict):  # what robomimic's own script makes of it
-        kwargs = {key: value for key, value in info.items() if key != "env_name"}
-        return {"env_name": said["env"], "env_version": said.get("repository_version", ""), "type": 1,
-                "env_kwargs": kwargs}  # fmt: skip
-    return {}
-
-
-def _read_env_args(path: str) -> dict[str, Any]:
-    with locate(path=path):
-        try:
-            found = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"env_args: expected a JSON file: {error}") from error
-        if not isinstance(found, dict) or "env_name" not in found or "type" not in found:
-            raise ConfigError("env_args: expected a JSON object with env_name and type (1 robosuite, 2 gym, 3 iGibson)")
-        return found

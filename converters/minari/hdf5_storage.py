@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ class Hdf5Storage:
                 files.append(path)
             elif rows and dataset.dtype.name in DTYPES:
                 found.fields[path] = field_of(dataset, path, rows)
+                if path in meta.ours and meta.ours[path].dtype == "bool":  # int8 is how Minari has these rows
+                    found.fields[path] = replace(found.fields[path], dtype="bool")
             elif dataset.size is not None and dataset.size <= SMALL:
                 rest.append(path)
             else:
@@ -97,9 +100,12 @@ class Hdf5Storage:
                 loaded.arrays[path] = np.asarray(said.pop(path[1:]), field.dtype)[None]
                 continue
             dataset = child(group, path)
-            loaded.arrays[path] = (
-                Frames(FrameFiles(dataset, len(dataset)), field.shape) if path in found.files else blocks(dataset)
-            )
+            if path in found.files:
+                loaded.arrays[path] = Frames(FrameFiles(dataset, len(dataset)), field.shape)
+            elif field.dtype == dataset.dtype.name:
+                loaded.arrays[path] = blocks(dataset)
+            else:
+                loaded.arrays[path] = (block.astype(field.dtype) for block in blocks(dataset))
         for flag, key in zip(FLAGS, ("terminated", "truncated"), strict=True):
             setattr(loaded, key, self._flag(group, flag, found.length))
         texts = {path: [str(plain(row)) for row in read(child(group, path))] for path in found.texts}

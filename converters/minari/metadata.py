@@ -19,7 +19,10 @@ METADATA, MAIN = "metadata.json", "main_data.hdf5"
 FORMATS = ("hdf5", "arrow", "parquet")
 MAX_JSON = 256 * 1024**2
 """A space of large pictures lists two numbers for each of their values."""
-NOT_SAID = ("observation_space", "action_space", "total_episodes", "total_steps", "data_format", "dataset_size", KEY)
+SPACES = "spaces"
+"""What is kept of the spaces where features cannot say all of them: path -> space."""
+NOT_SAID = ("observation_space", "action_space", "total_episodes", "total_steps", "data_format", "dataset_size", SPACES,
+            KEY)  # fmt: skip
 """Keys whose content is in the dataset in other ways."""
 
 
@@ -110,6 +113,8 @@ def _metadata(folder: Path, said: dict[str, Any]) -> Metadata:
         elif form != "hdf5":
             raise SourceError(f"{key} is not stated; without it {form} columns have no shape")
     rest = {key: value for key, value in said.items() if key not in NOT_SAID}
+    if spaces := {leaf.path: json.loads(leaf.space) for leaf in found if leaf.space}:
+        rest[SPACES] = spaces
     jpeg = bool(said.get("jpeg_encoding", True))
     totals = said.get("total_episodes", -1), said.get("total_steps", -1)
     return Metadata(folder, form, *totals, jpeg, {leaf.path: leaf for leaf in found}, rest, ours.features(said))

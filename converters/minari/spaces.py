@@ -18,6 +18,8 @@ SMALLEST_PICTURE = 32
 MANY = 64
 """Entries up to which bounds are kept one by one."""
 DEEPEST = 16
+LONGEST = 4096
+"""Characters of a space that is kept as it is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Leaf:
     """(low, high) where both are finite."""
     picture: bool = False
     """Minari stores it as JPEG files, unless it was told not to."""
+    space: str = ""
+    """The space as JSON, where kind, dtype, shape and bounds do not say all of it."""
 
 
 def leaves(text: object, path: str) -> tuple[Leaf, ...]:
@@ -65,17 +69,18 @@ def _leaves(space: Any, path: str, parts: tuple[str, ...]) -> Iterator[Leaf]:
 
 def _leaf(space: dict[str, Any], kind: str, path: str, parts: tuple[str, ...]) -> Leaf:
     if kind == "Text":
-        return Leaf(path, parts, kind)
+        return Leaf(path, parts, kind, space=_compact(space))
     if kind == "Discrete":
         start, count = int(space.get("start", 0)), int(space["n"])
         return Leaf(path, parts, kind, "int64", (), (start, start + count - 1))
     if kind == "MultiBinary":
         sizes = np.atleast_1d(np.asarray(space["n"], np.int64))
-        return Leaf(path, parts, kind, "int8", tuple(sizes.tolist()), (0, 1))
+        return Leaf(path, parts, kind, "int8", tuple(sizes.tolist()), (0, 1), space=_compact(space))
     if kind == "MultiDiscrete":
         sizes = np.asarray(space["nvec"], np.int64)
         low = np.broadcast_to(np.asarray(space.get("start", 0), np.int64), sizes.shape)
-        return Leaf(path, parts, kind, _dtype(space), sizes.shape, _bounds(low, low + sizes - 1))
+        bounds = _bounds(low, low + sizes - 1)
+        return Leaf(path, parts, kind, _dtype(space), sizes.shape, bounds, space=_compact(space))
     dtype, shape = _dtype(space), tuple(map(int, space["shape"]))
     low, high = np.asarray(space["low"], float), np.asarray(space["high"], float)
     is_picture = (
@@ -84,7 +89,10 @@ def _leaf(space: dict[str, Any], kind: str, path: str, parts: tuple[str, ...]) -
         and min(shape[:2]) >= SMALLEST_PICTURE
         and bool((low == 0).all() and (high == 255).all())
     )
-    return Leaf(path, parts, kind, dtype, shape, () if is_picture else _bounds(low, high), is_picture)
+    bounds = () if is_picture else _bounds(low, high)
+    free = bool((low == -np.inf).all() and (high == np.inf).all())
+    said = "" if is_picture or bounds or free else _compact(space)
+    return Leaf(path, parts, kind, dtype, shape, bounds, is_picture, said)
 
 
 def _dtype(space: dict[str, Any]) -> str:
@@ -101,3 +109,14 @@ def _bounds(low: Array, high: Array) -> tuple[Any, ...]:
     if (low == low.flat[0]).all() and (high == high.flat[0]).all():
         return low.flat[0].item(), high.flat[0].item()
     return (tuple(low.tolist()), tuple(high.tolist())) if low.ndim == 1 and low.size <= MANY else ()
+
+
+def _compact(space: dict[str, Any]) -> str:
+    """Lists of one number all over as that number; nothing if what is left is too long to be kept."""
+    short = dict(space)
+    for key in set(short) & {"low", "high"}:
+        values = np.asarray(short[key], float)
+        if values.size and (values == values.flat[0]).all():
+            short[key] = values.flat[0].item()
+    text = json.dumps(short)
+    return text if len(text) <= LONGEST else ""

@@ -113,7 +113,9 @@ def columns_of(features: Iterable[Feature], video: bool, fits: Any) -> tuple[lis
         key = key_of(feature)
         if feature.name == "timestamp":
             continue
-        if feature.rows == "episode":
+        if feature.clock:
+            dropped.append(f"{feature.name}: a stream with its own clock ({feature.clock}); LeRobot has one rate")
+        elif feature.rows == "episode":
             dropped.append(f"{feature.name}: one value for a whole episode")
         elif key in (*OWN, *(column.key for column in found)):
             dropped.append(f"{feature.name}: the name {key} is taken by the layout")

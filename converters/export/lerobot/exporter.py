@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from converters.export.base import beside_rows
 from converters.export.lerobot.clips import GROUP, CameraFile, VideoSettings, blocks, check_codec, fits
 from converters.export.lerobot.columns import ENDS, OWN, OWN_TYPES, Column, columns_of, tasks_table
 from converters.export.lerobot.files import CHUNKS, PATH, DataFiles, EpisodeTable
 from converters.export.lerobot.statistics import Pixels, Pooled, Stats, of_numbers
+from converters.export.lerobot.told import listen
 from vrl3data.dataset import Dataset
 from vrl3data.errors import ConfigError, locate
 from vrl3data.report import Reporter
@@ -43,7 +47,9 @@ class LerobotExportOptions:
         default=0,
         metadata={"help": "Frames per second, in place of what the timestamps say.", "shown": "from the timestamps"},
     )
-    robot_type: str = field(default="", metadata={"help": "Name of the robot, for info.json."})
+    robot_type: str = field(
+        default="", metadata={"help": "Name of the robot, for info.json.", "shown": "as the source says"}
+    )
     data_files_size_in_mb: int = field(default=100, metadata={"help": "Largest size of a data file."})
     video_files_size_in_mb: int = field(default=200, metadata={"help": "Largest size of a video."})  # fmt: skip
 
@@ -65,6 +71,7 @@ class LerobotExporter:
         self.dataset, self.options = dataset, options
         self.order = [position for name in dataset.manifest.splits for position in dataset.split(name)]
         self.notes: list[str] = []
+        self.told = listen(dataset, self.order)
         columns, self._dropped = columns_of(dataset.schema.features, options.video, fits)
         if any(column.dtype == "video" for column in columns):
             check_codec(options.codec)
@@ -81,8 +88,9 @@ class LerobotExporter:
         for word, empty in named.items():
             if any(value != empty for value in index[word].to_pylist()):
                 lines.append(f"{word}: of each episode")
-        lines.append("source_meta, name and source of each episode")
-        return tuple(lines)
+        if self.told.meta:
+            lines.append("source_meta: of each episode, but for the type of the robot and changes of the task")
+        return (*lines, "name, source: of each episode", *beside_rows(self.dataset, ("names", "scale_m")))
 
     def write(self, dest: Path, reporter: Reporter) -> tuple[str, ...]:
         """All files. Memory: one episode's numbers and PNG files."""
@@ -94,7 +102,10 @@ class LerobotExporter:
         )  # fmt: skip
         cameras = {column.key: CameraFile(dest / "videos" / column.key, settings)
                    for column in self.columns if column.dtype == "video"}  # fmt: skip
-        tasks = list(dict.fromkeys(self.dataset.index["task"][position].as_py() for position in self.order))
+        named = self.dataset.index["task"].to_pylist()
+        tasks = list(
+            dict.fromkeys(word for position in self.order for word in self.told.tasks(position, named[position]))
+        )
         data, pooled = DataFiles(dest, self.columns, self.options.data_files_size_in_mb * 1024**2), Pooled()
         table = EpisodeTable(dest)
         with reporter.progress("exporting", len(self.order), "episodes") as advance:
@@ -123,7 +134,8 @@ class LerobotExporter:
         length = item.length
         arrays: list[Any] = []
         stats: dict[str, Stats] = {}
-        row: dict[str, Any] = {"episode_index": number, "tasks": [item.meta["task"]], "length": length}
+        row: dict[str, Any] = {"episode_index": number, "length": length}
+        row["tasks"] = self.told.tasks(item.position, item.meta["task"])
         clips: dict[str, Any] = {}
         for column in self.columns:
             if column.picture:
@@ -162,8 +174,10 @@ class LerobotExporter:
             "frame_index": np.arange(length),
             "episode_index": np.full(length, number),
             "index": np.arange(first, first + length),
-            "task_index": np.full(length, tasks.index(item.meta["task"])),
         }
+        if column.key == "task_index":
+            words = self.told.words(item.position, item.meta["task"], length)
+            return np.array([tasks.index(word) for word in words], np.int64).reshape(length, 1)
         return made[column.key].reshape(length, 1)
 
     # -- the set ---------------------------------------------------------------------------------------------
@@ -224,7 +238,7 @@ class LerobotExporter:
         video = any(column.dtype == "video" for column in self.columns)
         _dump(dest / "meta" / "info.json", {
             "codebase_version": "v3.0",
-            "robot_type": self.options.robot_type or None,
+            "robot_type": self.options.robot_type or self.told.robot_type or None,
             "total_episodes": len(self.order),
             "total_frames": rows,
             "total_tasks": len(tasks),
@@ -240,14 +254,16 @@ class LerobotExporter:
         (dest / "README.md").write_text(_card(self.dataset), "utf-8")
 
     def _quality(self, cameras: dict[str, CameraFile]) -> list[str]:
-        notes = [f"{key}: {camera.settings.codec} with loss, {camera.psnr:.2f} dB, the worst episode "
-                 f"{camera.worst_psnr:.2f} dB" for key, camera in cameras.items()]  # fmt: skip
+        named = {column.key: column.feature.name for column in self.columns if column.feature}
+        notes = [f"{named[key]}: {camera.settings.codec}, {_floor(camera.psnr)} dB, the worst episode "
+                 f"{_floor(camera.worst_psnr)} dB" for key, camera in cameras.items()]  # fmt: skip
         small = [column.key for column in self.columns if column.dtype == "image"]
         if self.options.video and small:
             notes.append(f"{', '.join(small)}: stored as PNG, since video needs even sizes from 64 pixels on")
-        absent = sum(bool(value) for value in self.dataset.index["absent"].to_pylist())
-        if absent:
-            notes.append(f"zeros stand for features that are absent in {absent} episodes")
+        absent = Counter(name for names in self.dataset.index["absent"].to_pylist() for name in names.split(","))
+        here = {column.feature.name for column in self.columns if column.feature}
+        notes += [f"{name}: absent in {absent[name]} episodes, where zeros stand for it"
+                  for name in sorted(here & set(absent))]  # fmt: skip
         if any(column.picture and column.feature and column.feature.shape[2] == 1 for column in self.columns):
             notes.append("grey pictures were written with three equal channels")
         return notes
@@ -277,6 +293,11 @@ def _facts(column: Column, settings: VideoSettings) -> dict[str, Any] | None:
         "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "video.fps": settings.rate, "video.channels": 3,
         "has_audio": False, "video.g": GROUP, "video.crf": settings.crf, "is_depth_map": False,
     }  # fmt: skip
+
+
+def _floor(decibels: float) -> str:
+    """Never better than what was measured."""
+    return f"{math.floor(decibels * 100) / 100:.2f}"
 
 
 def _dump(path: Path, value: Any) -> None:
