@@ -14,6 +14,7 @@ from conftest import ROOT, run_cli, write_dataset
 
 import vrl3data
 from converters import KINDS
+from converters.export import EXPORTS
 from vrl3data import codecs, envs, guard
 from vrl3data.cli import COMMANDS
 from vrl3data.errors import ConfigError
@@ -133,7 +134,7 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", [*vrl3data._PUBLIC.values(), *KINDS.values(), *codecs.CODECS.values(), *envs.ENVS.values(),
+    "place", [*vrl3data._PUBLIC.values(), *KINDS.values(), *EXPORTS.values(), *codecs.CODECS.values(), *envs.ENVS.values(),
               *envs.DEMONSTRATORS.values(), *(entry[0] for entry in COMMANDS.values())]
 )  # fmt: skip
 def test_tables_name_things_that_exist(place: str) -> None:
