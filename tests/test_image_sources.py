@@ -363,7 +363,7 @@ def test_webdatasets_with_other_members_and_with_labels_in_json(tmp_path: Path) 
     }  # fmt: skip
     (tmp_path / "wds" / "part.tar").write_bytes(tar_bytes(files))
     receipt = vrl3data.convert("webdataset", tmp_path / "wds", tmp_path / "out", {"split": "test"})
-    assert receipt.notes == ("1 members .pyd were left out", "1 members .txt were left out")
+    assert receipt.notes[:2] == ("1 members .pyd were left out", "1 members .txt were left out")
     with vrl3data.open(tmp_path / "out") as dataset:
         assert [item.meta["class_name"] for item in dataset] == ["3", "x"]
         assert dataset[1].source_meta == {"label": "x", "n": [1, 2]}

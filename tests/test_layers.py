@@ -134,8 +134,8 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", [*vrl3data._PUBLIC.values(), *KINDS.values(), *EXPORTS.values(), *codecs.CODECS.values(), *envs.ENVS.values(),
-              *envs.DEMONSTRATORS.values(), *(entry[0] for entry in COMMANDS.values())]
+    "place", [*vrl3data._PUBLIC.values(), *KINDS.values(), *EXPORTS.values(), *codecs.CODECS.values(),
+              *envs.ENVS.values(), *envs.DEMONSTRATORS.values(), *(entry[0] for entry in COMMANDS.values())]
 )  # fmt: skip
 def test_tables_name_things_that_exist(place: str) -> None:
     module, attribute = place.split(":")
