@@ -15,6 +15,7 @@ from vrl3data.errors import EXIT_INTERRUPTED, Vrl3dataError
 COMMANDS = {
     "convert": ("vrl3data.cli.kinds:convert", "Turn demonstrations or images into a dataset."),
     "export": ("vrl3data.cli.export:export", "Write a dataset in the layout of another tool."),
+    "inspect-log": ("vrl3data.cli.inspect_log:inspect_log", "Say what is in robot logs (MCAP, ROS bags)."),
     "sources": ("vrl3data.cli.sources:sources", "List the kinds of sources that convert reads."),
     "check-converter": ("vrl3data.cli.check:check_converter", "Check a converter of your own on a small source."),
     "record": ("vrl3data.cli.record:record", "Record episodes of a live environment into a dataset."),
