@@ -11,6 +11,7 @@ KINDS = {
     "zarr": "converters.zarr_buffer.converter:ZarrConverter",
     "aloha": "converters.aloha:AlohaConverter",
     "rlds": "converters.rlds.converter:RldsConverter",
+    "log": "converters.logs.converter:LogConverter",
     "imagenet": "converters.images.imagenet:ImagenetConverter",
     "image-table": "converters.images.table:TableConverter",
     "webdataset": "converters.images.webdataset:WebdatasetConverter",
