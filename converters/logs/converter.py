@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from converters.base import check_exists
+from converters.base import Plan, check_exists
 from converters.episodes import EpisodeConverter, EpisodeOptions, relative_names
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
 from converters.logs import episode
 from converters.logs.gather import Gathered, gather, track_key
 from converters.logs.guess import clock_names, guess_rules, is_silent
 from converters.logs.log_cuts import parse_cut, ranges
-from converters.logs.look import SYSTEM, Look, look
+from converters.logs.look import SYSTEM, Look, Pace, look
 from converters.logs.messages import is_log, open_log
 from converters.logs.placing import How, Placing, field_of, rate_of, slowest_topic
 from converters.logs.streams import StreamSpec
@@ -25,6 +25,7 @@ from vrl3data.manifest import Provenance
 SUFFIXES = (".mcap", ".bag", ".db3")
 ALIGNS, CLOCKS, ON_SYNC = ("hold", "nearest", "linear"), ("auto", "header", "publish", "log"), ("warn", "refuse")
 MANY = 6
+LEFT = "fields that became no feature"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,20 @@ class LogConverter(EpisodeConverter):
             raise ConfigError("the same source is given twice")
         return list(zip(items, relative_names(items), strict=True))
 
+    def plan(self) -> Plan:
+        """Ages of the control's own streams are always 0: that they are left out need not be said."""
+        plan = super().plan()
+        left = [path for path in self.mapping().dropped if not path.startswith("age:")]
+        notes = [note for note in plan.notes if not note.startswith(LEFT)]
+        notes += [f"{LEFT}: {', '.join(left)}"] if left else []
+        late = sorted(topic for topic, pace in self._paces().items() if pace.late and topic not in SYSTEM)
+        notes += [f"topics of a few messages that come late: {', '.join(late)}"] if late else []
+        texts = [spec.name for spec in self._specs.values() if spec.role == "text" and spec.topic not in SYSTEM]
+        notes += [f"texts in source_meta: {', '.join(texts)}"] if texts else []
+        control = self._how().control
+        notes.append(f"control clock: {control}{' Hz' if rate_of(control) else ''}; the sync report is in source_meta")
+        return replace(plan, notes=tuple(notes))
+
     def scan(self, source: Path, name: str) -> Scan:
         with open_log(source) as log:
             seen = look(log)
@@ -110,6 +125,9 @@ class LogConverter(EpisodeConverter):
         frames = {topic: frame for seen in self._looks.values() for topic, frame in seen.frames.items()}
         finite = {name: flags for seen in reversed(self._looks.values()) for name, flags in seen.finite.items()}
         specs = [spec for spec in self._specs.values() if spec.name in known and not is_silent(spec, finite)]
+        paces = self._paces()
+        if any(paces[spec.topic].period_ns for spec in specs):
+            specs = [spec for spec in specs if not paces[spec.topic].late]
         map_ = FieldMap(self.kind, tuple(guess_rules(specs, frames, finite))).only(self.options.camera)
         control = self._choose_control([path for rule in map_.rules for path in rule.source])
         rules = []
@@ -175,7 +193,7 @@ class LogConverter(EpisodeConverter):
                 wrong = self.options.control
                 raise ConfigError(f"control: no feature is made of the topic {wrong!r}{did_you_mean(wrong, topics)}")
             return str(self.options.control)
-        paces = {topic: pace for seen in reversed(self._looks.values()) for topic, pace in seen.paces.items()}
+        paces = self._paces()
         for wanted in (
             {spec.topic for spec in specs if spec.role == "picture" and paces[spec.topic].period_ns},
             {spec.topic for spec in specs if spec.role == "depth" and paces[spec.topic].period_ns},
@@ -185,6 +203,10 @@ class LogConverter(EpisodeConverter):
             if wanted:
                 return slowest_topic({topic: paces[topic].period_ns for topic in wanted})
         return max(sorted(topics), key=lambda topic: paces[topic].count)
+
+    def _paces(self) -> dict[str, Pace]:
+        """Of the first log that has a topic."""
+        return {topic: pace for seen in reversed(self._looks.values()) for topic, pace in seen.paces.items()}
 
     def _fields(self, specs: Sequence[StreamSpec]) -> dict[str, Field]:
         names = self._clocks()

@@ -141,13 +141,15 @@ class Track:
         if all(row is None for row in found):
             return
         number = len(self.log)
-        self.log.append(message.log_ns)
-        self.publish.append(message.publish_ns)
-        stamp = stamp_of(self.specs[0], message)
-        self.stamped |= stamp is not None
-        self.header.append(stamp or 0)
+        self.stamp(message, stamp_of(self.specs[0], message))
         for spec, row in zip(self.specs, found, strict=True):
             self._put(spec, row, number)
+
+    def stamp(self, message: Message, header_ns: int | None) -> None:
+        self.log.append(message.log_ns)
+        self.publish.append(message.publish_ns)
+        self.stamped |= header_ns is not None
+        self.header.append(header_ns or 0)
 
     def _put(self, spec: StreamSpec, row: Any, number: int) -> None:
         if spec.role in ("picture", "depth"):

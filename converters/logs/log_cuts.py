@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from converters.logs.clock_steps import Times
 from converters.logs.cuts import Ranges, by_gaps, by_time, by_value, while_true
-from converters.logs.gather import gather
+from converters.logs.gather import Track, gather
 from converters.logs.messages import LogFile
 from converters.logs.placing import chosen_clock
 from converters.logs.streams import StreamSpec
@@ -45,10 +45,9 @@ def ranges(
     if how == "topic":
         found = _by_topic(log, specs, topic, clock)
     else:
-        stamps = array("q")
-        names = [name for name, about in log.topics().items() if name in topics and not about.error]
-        stamps.extend(message.log_ns for message in log.messages(names, decode=False))
-        times = np.frombuffer(stamps, np.int64) if stamps else np.zeros(0, np.int64)
+        times = _stamps(
+            log, [name for name, about in log.topics().items() if name in topics and not about.error], clock
+        )
         if not len(times):
             raise SourceError(f"cut: there are no messages of {', '.join(sorted(topics))}")
         if how == "gap":
@@ -58,6 +57,14 @@ def ranges(
     if not found:
         raise SourceError(f"cut {cut}: there is no episode in this log")
     return found
+
+
+def _stamps(log: LogFile, names: Collection[str], clock: str) -> Times:
+    """Of all messages, each by the clock of its topic: the one that its steps have as well."""
+    tracks = {name: Track(name, name, ()) for name in names}
+    for message in log.messages(names, decode=False):
+        tracks[message.topic].stamp(message, message.header_ns)
+    return np.concatenate([chosen_clock(track, clock).stamps_ns for track in tracks.values()] or [np.zeros(0, int)])
 
 
 def _by_topic(log: LogFile, specs: Sequence[StreamSpec], name: str, clock: str) -> Ranges:

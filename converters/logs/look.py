@@ -20,6 +20,7 @@ STAMPS = 25
 ENOUGH = 200_000
 """Messages after which one of each topic is enough."""
 REGULAR, NEAR, FEWEST = 0.6, 0.5, 20
+FEW, LATE = 3, 0.1
 SYSTEM = ("/rosout", "/rosout_agg", "/parameter_events", "/diagnostics", "/diagnostics_agg", "/clock", "/log")
 """What the machinery says of itself: it becomes no feature, and its texts may name people and machines."""
 
@@ -31,6 +32,8 @@ class Pace:
     count: int
     period_ns: int = 0
     regular: bool = False
+    late: bool = False
+    """Few messages, and none near the beginning of the log: whatever waits for it loses most of the log."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def look(log: LogFile) -> Look:
         if found.frames:
             frames[name] = ", ".join(sorted(set(filter(None, found.frames.values()))))
     return Look(
-        tuple(specs), {name: _pace(facts.log) for name, facts in seen.items()}, frames, tuple(left), finite
+        tuple(specs), _paces(seen), frames, tuple(left), finite
     )  # fmt: skip
 
 
@@ -114,11 +117,15 @@ def _finite(spec: StreamSpec, values: list[Any]) -> tuple[bool, ...]:
     return tuple(bool(entry) for entry in known)
 
 
-def _pace(log: array[int]) -> Pace:
-    times = np.sort(np.frombuffer(log, np.int64)) if len(log) else np.zeros(0, np.int64)
-    if len(times) < 3:
-        return Pace(len(times))
-    dt = np.diff(times)
-    period = max(1, int(np.median(dt)))
-    near = float((np.abs(dt - period) < NEAR * period).mean())
-    return Pace(len(times), period, len(times) >= FEWEST and near >= REGULAR)
+def _paces(seen: Mapping[str, _Seen]) -> dict[str, Pace]:
+    there = {name: np.sort(np.frombuffer(facts.log, np.int64)) for name, facts in seen.items() if len(facts.log)}
+    start = min((int(times[0]) for times in there.values()), default=0)
+    stop = max((int(times[-1]) for times in there.values()), default=0)
+    paces = {name: Pace(0) for name in seen}
+    for name, times in there.items():
+        late = len(times) < FEW and int(times[0]) - start > LATE * (stop - start)
+        dt = np.diff(times)
+        period = max(1, int(np.median(dt))) if len(times) >= FEW else 0
+        regular = len(times) >= FEWEST and float((np.abs(dt - period) < NEAR * period).mean()) >= REGULAR
+        paces[name] = Pace(len(times), period, regular, late)
+    return paces

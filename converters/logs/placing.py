@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.fields import Field
-from converters.logs.align import Alignment, align, common_span, fixed_rate, interpolate, topic_clock
+from converters.logs.align import Alignment, align, fixed_rate, interpolate, topic_clock
 from converters.logs.clock_steps import Times
-from converters.logs.clocks import Clock, choose_clock
+from converters.logs.clocks import LATEST, Clock, choose_clock
 from converters.logs.gather import Files, Gathered, Track
 from converters.logs.streams import StreamSpec
 from converters.logs.sync import SyncReport, report
 from converters.logs.timing import Aligned, TopicTiming, measure
 from converters.pictures import Frames
-from vrl3data.errors import ConfigError, SourceError, locate
+from vrl3data.errors import SourceError, locate
 from vrl3data.schema import Array, Rows
 
 PLAIN = ("picture", "depth", "text")
@@ -83,58 +83,56 @@ class Placing:
             return keys[0]
         raise SourceError(f"the control topic {self.how.control} has no messages that can be read")
 
-    @cached_property
-    def control_ns(self) -> Times:
-        """All control times of the log."""
-        rate = rate_of(self.how.control)
-        if rate is None:
-            return topic_clock(self.clocks[self.control].stamps_ns)
-        try:
-            start, stop = common_span({track.key: self._stamps(track) for track in self.tracks if len(track.log)})
-        except ConfigError as error:
-            raise SourceError(error.message) from error
-        return fixed_rate(start, stop, rate)
-
     def steps(self, range_ns: tuple[int, int] | None, needed: Sequence[StreamSpec]) -> tuple[Times, dict[str, int]]:
         """(control times of one episode: those at which every needed stream is there, who cut how many off).
 
         SourceError if there are none.
         """
-        control_N = self.control_ns
-        if range_ns is not None:
-            control_N = control_N[(control_N >= range_ns[0]) & (control_N < range_ns[1])]
-        if not len(control_N):
+        first, last, who = self._common(needed)
+        control_N = self._control_times(range_ns, first, last)
+        if not len(control_N) and range_ns is not None:
             raise SourceError(f"there are no control steps ({self.control}) in this episode")
-        names = {spec.name for spec in needed}
-        first, last, who = control_N[0], control_N[-1], {"first": "", "last": ""}
-        for track, spec in self.used:
-            if spec.name not in names or not len(track.log):
-                continue
-            begin, end = self._span(track, spec)
-            if begin > first:
-                first, who["first"] = begin, spec.name
-            if end < last:
-                last, who["last"] = end, spec.name
         kept = (control_N >= first) & (control_N <= last)
         if not kept.any():
-            names_ = " and ".join(dict.fromkeys(filter(None, who.values())))
             raise SourceError(
-                f"at no control step ({self.control}) are all topics there, because of {names_}; "
-                "leave it out in the mapping (--write-mapping, --mapping)"
+                f"at no control step ({self.control}) are all topics there: {who[0]} begins after {who[1]} ends, or "
+                "after the control; leave one out in the mapping (--write-mapping, --mapping)"
             )
         cut = {}
         if before := int((control_N < first).sum()):
-            cut[f"before {who['first']} begins"] = before
+            cut[f"before {who[0]} begins"] = before
         if after := int((control_N > last).sum()):
-            cut[f"after {who['last']} ends"] = after
+            cut[f"after {who[1]} ends"] = after
         return control_N[kept], cut
+
+    def _control_times(self, range_ns: tuple[int, int] | None, first: int, last: int) -> Times:
+        low, high = range_ns or (-LATEST, LATEST)
+        rate = rate_of(self.how.control)
+        if rate is None:
+            control_N = topic_clock(self.clocks[self.control].stamps_ns)
+            return control_N[(control_N >= low) & (control_N < high)]
+        ends = [(int(times[0]), int(times[-1])) for track in self.tracks if len(times := self._stamps(track))]
+        if not ends:
+            raise SourceError("the topics have no messages that can be read")
+        start = max(low, first, min(begin for begin, _ in ends))
+        return fixed_rate(start, min(high, last + 1, max(end for _, end in ends) + 1), rate)
+
+    def _common(self, needed: Sequence[StreamSpec]) -> tuple[int, int, tuple[str, str]]:
+        """(when the last of the streams has begun, when the first has ended, their names)."""
+        names = {spec.name for spec in needed}
+        spans = {spec.name: self._span(track, spec) for track, spec in self.used
+                 if spec.name in names and len(track.log)}  # fmt: skip
+        if not spans:
+            return -LATEST, LATEST, (self.control, self.control)
+        begin, end = max(spans, key=lambda name: spans[name][0]), min(spans, key=lambda name: spans[name][1])
+        return spans[begin][0], spans[end][1], (begin, end)
 
     def _span(self, track: Track, spec: StreamSpec) -> tuple[int, int]:
         """From the first whole row of a stream to its end; what comes now and then never ends."""
         stamps_M, timing = self._stamps(track), self.timings[track.key]
         start = 0 if spec.role in PLAIN else self.numbers(track, spec)[1]
         if not timing.regular:
-            end = 2**62
+            end = LATEST
         elif self.method(track, spec) in ("linear", "slerp"):
             end = int(stamps_M[-1])
         else:
