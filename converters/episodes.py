@@ -320,7 +320,7 @@ def _stem(path: Path) -> str:
 
 def _without_suffix(name: str) -> str:
     head, _, last = name.rpartition("/")
-    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{0,7}$", "", last)  # a folder 1.0.0 keeps its name
+    stem = re.sub(r"(?<=.)\.[A-Za-z][A-Za-z0-9_-]*$", "", last)  # a folder 1.0.0 keeps its name
     return f"{head}/{stem}" if head else stem
 
 

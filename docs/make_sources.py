@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import vrl3data
-from converters.base import recognise
+from converters.base import find, recognise
+from vrl3data import config
 from vrl3data.errors import Vrl3dataError
 from vrl3data.validation import validate
 
@@ -22,13 +23,13 @@ PATTERNS = (
     "robomimic/*/*.hdf5", "lerobot/**/meta/info.json", "lerobot/**/meta_data", "rlds/*/*", "hdf5_generic/*", "csv/*",
     "mcap/*", "rosbag1/*", "ros2_db3/*",
 )  # fmt: skip
-FEW = {"adroit": 1}
-"""Kinds whose samples take seconds each: so many are converted, the rest is counted."""
+FEW = {"adroit": 1, "imagenet": 100, "lerobot": 2, "hdf5": 20}
+"""Of these kinds so many samples are converted, the first ones; the rest is counted."""
 OPTIONS: dict[str, dict[str, Any]] = {"adroit": {"image_size": 16, "render": "fast"}, "imagenet": {"image_size": 32}}
 HEAD = """# What becomes of real files
 
-Made by `docs/make_sources.py` from the files of the project's test data and checked by a test. "steps" counts actions.
-A file that cannot be converted says why; nothing is left behind then.
+Made by `docs/make_sources.py` from the files of the project's test data and checked by a test. "steps" counts actions;
+of large sources the first samples were converted, the others counted. A file that cannot be converted says why; nothing is left behind then.
 
 | source | kind | becomes | features |
 |---|---|---|---|
@@ -48,14 +49,18 @@ def row(root: Path, source: Path, scratch: Path) -> str:
     try:
         kind = recognise(source)
         dest = scratch / "out"
-        receipt = vrl3data.convert(kind, source, dest, OPTIONS.get(kind, {}), limit=FEW.get(kind), on_error="skip",
-                                   overwrite=True, jobs=2)  # fmt: skip
+        options = OPTIONS.get(kind, {})
+        count = find(kind)([source], config.build(find(kind).Options, options)).plan().count
+        receipt = vrl3data.convert(kind, source, dest, options, limit=FEW.get(kind), on_error="skip", overwrite=True)
     except Vrl3dataError as error:
         return f"| `{name}` |  | refused: {_cell(str(error).replace(str(root), ''))} |  |"
     found = receipt.manifest
     assert validate(dest).ok, f"{name}: what was made is not valid"
-    becomes = [f"{found.samples:,} {found.schema.kind}" + (" (the first)" if kind in FEW else "")]
-    becomes += [f"{found.steps:,} steps"] if found.steps else []
+    whole = found.samples + len(receipt.skipped) == count
+    becomes = [
+        f"{count - len(receipt.skipped):,} {found.schema.kind}" + ("" if whole else f" ({found.samples} converted)")
+    ]
+    becomes += [f"{found.steps:,} steps"] if found.steps and whole else []
     becomes += [f"{len(found.schema['cls'].names):,} classes"] if found.schema.kind == "images" else []
     becomes += [f"skipped {_cell(entry['source'])}: {_cell(entry['reason'])}" for entry in receipt.skipped[:2]]
     features = [f"`{item.name}` {'x'.join(map(str, item.shape))}".rstrip() for item in found.schema.features]

@@ -166,6 +166,8 @@ def write_mcap(path: Path, items: Sequence[Item], how: Mcap = Mcap()) -> Path:  
             schema = writer.register_schema(item.type, "ros2msg", text)
             channels[item.topic] = writer.register_channel(item.topic, "cdr", schema)
         writer.add_message(channels[item.topic], item.log_ns, item.data, item.log_ns - 500_000, number)
+    writer.add_metadata("robot", {"name": "arm 7"})
+    writer.add_attachment(START, START, "calibration.yaml", "text/yaml", b"a: 1")
     writer.finish()
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from converters.logs.messages import Channel, LogFile, Raw
+from converters.logs.reading import OpenFile
 from converters.logs.unpack import MAX_MESSAGE
 from vrl3data.errors import SourceError
 
@@ -33,11 +35,13 @@ class Db3Log(LogFile):
             self._size = path.stat().st_size
         except OSError as error:
             raise SourceError(f"cannot read: {error.strerror or error}") from error
+        self._cut = not self._wal and self._is_cut_off()
         self._database = self._open()
         try:
             with reading():
                 self._check_tables()
                 self._channels = dict(self._read_channels())
+                self.hint = self._distro()
         except SourceError:
             self._database.close()
             raise
@@ -50,7 +54,7 @@ class Db3Log(LogFile):
         return self._channels
 
     def info(self) -> dict[str, Any]:
-        return {"container": "db3", "bytes": self._size, "write_ahead_log": self._wal}
+        return {"container": "db3", "bytes": self._size, "write_ahead_log": self._wal, "ros_distro": self.hint}
 
     def close(self) -> None:
         self._database.close()
@@ -86,6 +90,8 @@ class Db3Log(LogFile):
             database = sqlite3.connect(f"file:{name}?mode=ro&{way}", uri=True, check_same_thread=False)
             for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "query_only=ON"):
                 database.execute(f"PRAGMA {setting}")
+            if self._cut:
+                database.execute("PRAGMA writable_schema=ON")  # else a file that is too short is not read at all
             if self._wal:
                 database.execute("PRAGMA locking_mode=EXCLUSIVE")  # the log's index stays in memory, none is made
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_MESSAGE)
@@ -98,7 +104,7 @@ class Db3Log(LogFile):
             query = "SELECT type, sql FROM sqlite_master WHERE name = ? AND type IN ('table', 'view')"
             found = self._database.execute(query, (table,)).fetchone()
             if found is None:
-                raise SourceError(f"a database without the table {table!r} of rosbag2" + self._cut_off())
+                raise SourceError(f"a database without the table {table!r} of rosbag2")
             if found[0] != "table" or "VIRTUAL" in str(found[1]).upper().split("(")[0]:
                 raise SourceError(f"{table!r} is not a plain table")
             there = {row[1]: row[6] for row in self._database.execute(f"PRAGMA table_xinfo({table})")}
@@ -106,10 +112,19 @@ class Db3Log(LogFile):
                 raise SourceError(f"table {table!r}: expected the columns {', '.join(sorted(columns))} of rosbag2, "
                                   f"found {', '.join(map(str, there))[:200]}")  # fmt: skip
 
-    def _cut_off(self) -> str:
-        pages = self._database.execute("PRAGMA page_count").fetchone()[0]
-        size = self._database.execute("PRAGMA page_size").fetchone()[0]
-        return "" if pages * size <= self._size else "; the file is cut off"
+    def _is_cut_off(self) -> bool:
+        """Whether there are fewer pages than the head of the file counts."""
+        file = OpenFile(self.path)
+        head = file.read(0, 32)
+        file.close()
+        if len(head) < 32:
+            return False
+        size, pages = struct.unpack(">H10xI", head[16:])
+        size = 2**16 if size == 1 else size
+        there = self._size // size if size else 0
+        if there < pages:
+            self.note("cut", f"the file is cut off: {there:,} of {pages:,} pages are there")
+        return there < pages
 
     def _read_channels(self) -> Iterator[tuple[int, Channel]]:
         definitions = self._definitions()
@@ -128,6 +143,12 @@ class Db3Log(LogFile):
         query = f"SELECT topic_type, encoding, encoded_message_definition FROM message_definitions LIMIT {MAX_TOPICS}"
         return {kind: (form, text) for kind, form, text in self._database.execute(query) if isinstance(text, str)
                 and form not in ("", "unknown")}  # fmt: skip
+
+    def _distro(self) -> str:
+        """The distribution that recorded it, which recordings since ROS 2 iron name."""
+        columns = {row[1] for row in self._database.execute("PRAGMA table_xinfo(schema)")}
+        found = self._database.execute("SELECT ros_distro FROM schema").fetchone() if "ros_distro" in columns else None
+        return found[0] if found and isinstance(found[0], str) else ""
 
     def _count(self) -> None:
         try:

@@ -17,7 +17,6 @@ Fields = list[tuple[str, Any]]
 """(name of the field, rosbags' description of its type)."""
 Definitions = Mapping[str, Fields]
 MAX_TEXT = 2**20
-RULE = "=" * 80
 DISTROS = ("humble", "jazzy", "foxy", "iron", "galactic", "eloquent", "dashing")
 """Tried in this order for logs without definitions."""
 TIME, DURATION = "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration"
@@ -60,9 +59,9 @@ def _parse(text: str, name: str, encoding: str) -> Definitions:
 
 
 def _idl_parts(text: str) -> list[str]:
-    """The files of a ros2idl schema; each begins with a line `IDL: package/msg/Name`."""
+    """The files of a ros2idl schema, without `IDL: package/msg/Name` and what is meant for a preprocessor."""
     parts = re.split(r"^=+\n", text, flags=re.MULTILINE)
-    return [re.sub(r"\AIDL: [^\n]*\n", "", part) for part in parts if part.strip()]
+    return [re.sub(r"^(IDL: |#)[^\n]*\n", "", part, flags=re.MULTILINE) for part in parts if part.strip()]
 
 
 @cache

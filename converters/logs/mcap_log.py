@@ -22,12 +22,13 @@ from vrl3data.errors import SourceError
 
 MAGIC = b"\x89MCAP0\r\n"
 HEADER, FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX = 1, 2, 3, 4, 5, 6, 7
-CHUNK_INDEX, STATISTICS, METADATA, DATA_END = 8, 0xB, 0xC, 0xF
+CHUNK_INDEX, ATTACHMENT, STATISTICS, METADATA, METADATA_INDEX, DATA_END = 8, 9, 0xB, 0xC, 0xD, 0xF
+ATTACHMENT_INDEX = 0xA
 LAST_OPCODE = 0xF
 PRIVATE = 0x80
 """Opcodes from here on are anybody's; those between the two are reserved."""
 HEAD, TIMES, PARTS = struct.Struct("<BQ"), struct.Struct("<HIQQ"), struct.Struct("<QQQII")
-MAX_SUMMARY, MAX_SMALL = 2**28, 2**24
+MAX_SUMMARY, MAX_SMALL, MAX_METADATA, MAX_NAME = 2**28, 2**24, 2**20, 200
 FOOTER_SIZE = HEAD.size + 20
 
 
@@ -218,12 +219,27 @@ class McapLog(LogFile):
                     self._inside[index.chunk_start_offset] = frozenset(index.message_index_offsets)
             elif opcode == STATISTICS:
                 statistics = self._parse(records.Statistics, content)
+            elif opcode == ATTACHMENT_INDEX and (attachment := self._parse(records.AttachmentIndex, content)):
+                self._facts.setdefault("attachments", []).append(attachment.name)
+            elif opcode == METADATA_INDEX and (place := self._parse(records.MetadataIndex, content)):
+                self._take_metadata(place.offset)
         self._read_header()
         if statistics is None or set(statistics.channel_message_counts) - set(self._channels):
             return False
         self._facts["messages"] = statistics.message_count
         self._counts = dict.fromkeys(self._channels, 0) | dict(statistics.channel_message_counts)
         return bool(self._channels) or not statistics.message_count
+
+    def _take_metadata(self, at: int) -> None:
+        """A record of names and texts; several of one name are kept together."""
+        head = self._file.read(min(at, self._file.size), HEAD.size)
+        opcode, length = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
+        if opcode != METADATA or length > MAX_METADATA:
+            self.note(f"metadata {at}", f"the metadata at byte {at:,} is passed over")
+            return
+        found = self._parse(library("mcap.records").Metadata, self._file.read(at + HEAD.size, length))
+        if found is not None:
+            self._facts.setdefault("metadata", {}).setdefault(found.name, {}).update(found.metadata)
 
     def _read_header(self) -> None:
         for record in self._records():
@@ -235,6 +251,7 @@ class McapLog(LogFile):
 
     def _look_through(self) -> None:
         """Channels and counts of a file without a summary. A chunk is opened only if its indexes do not tell."""
+        self._facts.pop("attachments", None)
         self._read_header()
         counts: Counter[int] = Counter()
         chunk: Record | None = None
@@ -250,8 +267,18 @@ class McapLog(LogFile):
                 counts[struct.unpack("<H", self._file.read(record.at, 2))[0]] += 1
             elif record.opcode in (SCHEMA, CHANNEL) and record.length <= MAX_SMALL:
                 self._define(record.opcode, self._file.read(record.at, record.length))
+            elif record.opcode == METADATA:
+                self._take_metadata(record.at - HEAD.size)
+            elif record.opcode == ATTACHMENT:
+                self._facts["attachments"] = [*self._facts.get("attachments", ()), self._attachment(record)]
         self._count(chunk, indexed if "end" not in self._notes else Counter(), counts)
         self._counts = dict.fromkeys(self._channels, 0) | dict(counts)
+
+    def _attachment(self, record: Record) -> str:
+        """The name of an attachment, which follows two times."""
+        head = self._file.read(record.at, min(record.length, 20 + MAX_NAME))
+        length = struct.unpack_from("<I", head, 16)[0] if len(head) >= 20 else 0
+        return head[20 : 20 + min(length, MAX_NAME)].decode("utf-8", "replace")
 
     def _count(self, chunk: Record | None, indexed: Counter[int], counts: Counter[int]) -> None:
         """Add the messages of a chunk; it is read if it has no indexes, or if a channel is new."""

@@ -140,12 +140,14 @@ class LogFile(ABC):
         fitting = {number for number, channel in channels.items()
                    if channel.topic in chosen and self._fits(channel, topics[channel.topic])}  # fmt: skip
         broken: dict[str, list[Any]] = {}
+        read = dict.fromkeys(fitting, 0)
         try:
             for number, log_ns, publish_ns, data in self.raw(None if names is None else fitting):
                 if number not in fitting:
                     if names is not None or not self._is_new(number, topics):
                         continue
                     fitting.add(number)
+                read[number] = read.get(number, 0) + 1
                 name, decoder = channels[number].topic, self._decoder(number)
                 try:
                     header_ns, value = decoder.read(data, decode)
@@ -153,6 +155,7 @@ class LogFile(ABC):
                     broken.setdefault(name, [0, log_ns, error])[0] += 1
                     continue
                 yield Message(name, log_ns, publish_ns, header_ns, value)
+            self._compare(read)
         finally:
             self._note_broken(broken)
 
@@ -195,6 +198,14 @@ class LogFile(ABC):
 
             self._decoders[number] = make_decoder(self.channels()[number], self.hint)
         return self._decoders[number]
+
+    def _compare(self, read: Mapping[int, int]) -> None:
+        """Name the channels of which an index counts other than what was there."""
+        for number, count in read.items():
+            counted = self._counts.get(number, count)
+            if counted != count:
+                name = self.channels()[number].topic
+                self.note(f"count {number}", f"{name}: the file counts {counted:,} messages, {count:,} were read")
 
     def _note_broken(self, broken: Mapping[str, list[Any]]) -> None:
         for name, (count, log_ns, error) in broken.items():

@@ -342,6 +342,8 @@ def _as_array(value: Any) -> Array:
 
 def _number(value: Any) -> float:
     if isinstance(value, int | float):
-        return float(value) if abs(value) <= MAX_FLOAT else np.nan if value != value else np.copysign(np.inf, value)
+        if value != value or abs(value) <= MAX_FLOAT:
+            return float(value)
+        return np.inf if value > 0 else -np.inf  # JSON's whole numbers have no end
     time = time_ns(value)
     return np.nan if time is None else time / 1e9

@@ -110,7 +110,7 @@ def survey(log: LogFile, seconds: float, pictures: bool = False) -> Survey:
         facts = seen.setdefault(message.topic, _Seen())
         facts.take(message)
         if len(facts.samples) < SAMPLES:
-            facts.samples.append(message.value)
+            facts.samples.append(bytes(message.value))  # not a view that keeps a chunk
     topics = {name: topics.get(name) or log.topics()[name] for name in seen}
     found = Survey(log.path.name, log.info(), [], [], not stopped, 0, 0.0, 0)
     for name, topic in topics.items():

@@ -1,0 +1,45 @@
+"""A small source of every kind, in its exact layout, for the tests that hold for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import make_images
+import make_lerobot
+import make_minari
+import make_rlds
+import make_robomimic
+import numpy as np
+import test_aloha
+import test_d4rl
+import test_zarr
+from conftest import make_demonstrations, make_pictures
+
+
+def write_arrays(path: Path) -> Path:
+    """HDF5 of no known layout."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for number in range(3):
+            file[f"run_{number}/action"] = rng.normal(size=(4 + number, 2))
+            file[f"run_{number}/camera"] = rng.integers(0, 255, (4 + number, 16, 16, 3), np.uint8)
+    return path
+
+
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "adroit": lambda folder: make_demonstrations(folder / "d.pickle"),
+    "robomimic": lambda folder: make_robomimic.write(folder / "demo.hdf5"),
+    "lerobot": lambda folder: make_lerobot.make_v2(folder / "set", [5, 7, 4], ["top"]),
+    "minari": lambda folder: make_minari.make_hdf5(folder / "set"),
+    "d4rl": lambda folder: test_d4rl.make_file(folder / "flat.hdf5"),
+    "zarr": lambda folder: test_zarr.make_buffer(folder / "replay.zarr"),
+    "aloha": lambda folder: test_aloha.make_folder(folder / "towel"),
+    "rlds": lambda folder: make_rlds.write_set(folder),
+    "imagenet": lambda folder: make_pictures(folder / "pictures"),
+    "image-table": lambda folder: make_images.write_tables(folder / "tables"),
+    "webdataset": lambda folder: make_images.write_webdataset(folder / "tars"),
+    "hdf5": lambda folder: write_arrays(folder / "arrays.h5"),
+}
+"""kind -> writes a source with more than one sample below a folder."""
