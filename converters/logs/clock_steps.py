@@ -14,6 +14,8 @@ Times = NDArray[np.int64]
 NEAR = 25
 """Messages on either side of a step that must agree on it."""
 FEWEST = 3
+FINE = 60
+"""Messages on either side that the size of a step is taken from."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def lasting_steps(clock: str, stamps_N: Times, log_N: Times, rules: ClockRules) 
     log_K = np.abs(np.diff(log_N)[places_K - 1] - median_step(log_N))
     guilty_K = own_K > log_K
     size_K = _sizes(delay_N, places_K)
-    own = _strongest(places_K[guilty_K], size_K[guilty_K], rules.jump_ns)
+    least = max(rules.jump_ns, _disorder(stamps_N))
+    own = [(at, _size_at(delay_N, at)) for at in _strongest(places_K[guilty_K], size_K[guilty_K], least)]
     correction_N = np.zeros(count, np.int64)
     for at, by in own:
         correction_N[at:] += by
@@ -106,19 +109,35 @@ def _sizes(delay_N: Times, places_K: NDArray[np.int64]) -> Times:
     return size_K
 
 
-def _strongest(places_K: NDArray[np.int64], size_K: Times, least: int) -> list[tuple[int, int]]:
-    """(place, size) of the strongest of each cluster of places that see the same step."""
+def _disorder(stamps_N: Times) -> int:
+    """Half as much again as an interval, if messages are out of order: then delays jump about by whole intervals."""
+    dt = np.diff(stamps_N)
+    return int(1.5 * np.median(np.abs(dt))) if (dt < 0).mean() > 0.02 else 0
+
+
+def _strongest(places_K: NDArray[np.int64], size_K: Times, least: int) -> list[int]:
+    """The strongest of each cluster of places that see the same step."""
     found: list[tuple[int, int]] = []
     last = -NEAR
-    for place, size in zip(places_K.tolist(), size_K.tolist(), strict=True):
-        if abs(size) <= least:
+    for place, size in zip(places_K.tolist(), np.abs(size_K).tolist(), strict=True):
+        if size <= least:
             continue
         if place - last > NEAR or not found:
             found.append((place, size))
-        elif abs(size) > abs(found[-1][1]):
+        elif size > found[-1][1]:
             found[-1] = (place, size)
         last = place
-    return found
+    return [place for place, _ in found]
+
+
+def _size_at(delay_N: Times, place: int) -> int:
+    """The step at a place, from means: where messages are out of order medians are a whole interval off."""
+    sides = []
+    for part in (delay_N[max(0, place - FINE) : place], delay_N[place : place + FINE]):
+        middle = np.median(part)
+        off = np.abs(part - middle)
+        sides.append(float(middle) + float(np.mean((part - middle)[off <= 5 * np.median(off)])))
+    return round(sides[1] - sides[0])
 
 
 def _of_right(places: list[int], correction_N: Times, delay_N: Times) -> int:

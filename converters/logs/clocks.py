@@ -19,6 +19,12 @@ SLOWEST, FASTEST = 0.7, 1.4
 """A rough look, since the delays of a short log vary; `MOST_DRIFT` is the finer one."""
 MOST_DRIFT = 0.02
 DRIFT_BINS = 20
+MOST_GUESSES, MOST_SLOTS = 2000, 20
+NOISE_NS, STEP_ERROR_NS = 20_000, 5_000_000
+"""Drift adds up to more than this over a log, or is none; the sizes of steps are not known better."""
+FEW = 10
+"""From fewer messages nobody can tell another zero from a message that was kept for later."""
+UNSTEADY = "keep no steady distance from the log time"
 
 
 @dataclass(frozen=True)
@@ -95,18 +101,18 @@ def choose_clock(
     published_N = None if publish_ns is None else _times(publish_ns, len(log_N))
     why = "the type has no header stamp" if header is None else header.refusal
     if header is not None and not header.refusal:
-        chosen = _sorted("header", _words("header", header), header, [])
+        chosen = _trusted("header", _words("header", header), header, log_N, rules)
     elif published_N is not None and not np.array_equal(published_N, log_N):
         publish = _judge("publish", published_N, log_N, rules)
         chosen = _log(log_N, f"{why}; {publish.refusal}", rules)
         if not publish.refusal:
-            chosen = _sorted("publish", f"{_words('publish', publish)}: {why}", publish, [])
+            chosen = _trusted("publish", f"{_words('publish', publish)}: {why}", publish, log_N, rules)
     else:
         chosen = _log(log_N, why, rules)
     if chosen.which == "log":
         return replace(chosen, unset=0 if header is None else header.unset, jumps=_jumps(header, chosen))
     unset = 0 if header is None else header.unset
-    back = () if chosen.which == "log" else _log_jumps(log_N, rules, mended=True)
+    back = () if chosen.splits else _log_jumps(log_N, rules, mended=True)
     return replace(chosen, unset=unset, jumps=(*_jumps(header, chosen), *back))
 
 
@@ -147,23 +153,61 @@ def _judge(name: str, stamps_N: Times, log_N: Times, rules: ClockRules) -> _Judg
     jumps = tuple(replace(jump, index=int(places_M[jump.index])) for jump in steps.jumps)
     mended_M, steady_log_M = part_M + steps.correction_N, log_M + steps.log_correction_N
     delay_M = steady_log_M - mended_M
-    drift = _drift(steady_log_M, delay_M)
+    drift = _drift(steady_log_M, delay_M, STEP_ERROR_NS if jumps else NOISE_NS)
     speed = _speed(mended_M, steady_log_M) if not drift else 1 - drift
     if not SLOWEST <= speed <= FASTEST or abs(drift) > MOST_DRIFT:
-        how = "stand still" if speed < 0.01 else f"run at {speed:.2f} of the log time's rate"
-        return _Judged(f"{label} {how}", jumps=jumps, unset=unset)
+        return _Judged(f"{label} {_how(speed, mended_M)}", jumps=jumps, unset=unset)
     stray_M = _stray(mended_M, delay_M, steady_log_M, drift, rules)
     if stray_M.sum() > rules.stray_share * len(stray_M):
-        return _Judged(f"{label} keep no steady distance from the log time", jumps=jumps, unset=unset)
+        return _Judged(f"{label} {UNSTEADY}", jumps=jumps, unset=unset)
     good_M = ~stray_M
     usual = int(np.median(delay_M[good_M]))
     offset = int(np.quantile(delay_M[good_M], 0.05)) if abs(usual) > rules.latency_ns else 0
+    if offset and good_M.sum() < FEW:
+        return _Judged(f"the few {label} are {usual / 1e9:+.3f} s before the log time", jumps=jumps, unset=unset)
     whole_N = log_N - usual
     whole_N[places_M] = np.where(good_M, mended_M, steady_log_M - usual)
+    known_N = np.zeros(count, np.bool_)
+    known_N[places_M] = good_M
+    _into_holes(whole_N, known_N, int(np.abs(delay_M[good_M] - usual).max()))
     delay_M = delay_M[good_M] - offset
     return _Judged(
         "", whole_N + offset, jumps, unset, int(stray_M.sum()), offset, -drift * 1e6 if drift else 0.0, delay_M
     )
+
+
+def _into_holes(stamps_N: Times, known_N: NDArray[np.bool_], unsteady_ns: int) -> None:
+    """Move each stamp that was guessed into the nearest hole of an even rate, no further than delays differ.
+
+    The guess is off by as much as its message was late; the hole that it left is not.
+    """
+    guess_K = np.flatnonzero(~known_N)
+    if not 0 < len(guess_K) <= MOST_GUESSES or known_N.sum() < 10:
+        return
+    in_order_M = np.sort(stamps_N[known_N])
+    dt = np.diff(in_order_M)
+    period = int(np.median(dt))
+    if period <= 0 or (np.abs(dt - period) < period / 2).mean() < 0.5:
+        return
+    reach = min(unsteady_ns, 10 * period) + period * 3 // 4
+    holes = [int(in_order_M[0]) - period, int(in_order_M[-1]) + period]
+    for place in np.flatnonzero(dt > 1.5 * period)[:MOST_GUESSES]:
+        parts = min(round(int(dt[place]) / period), MOST_SLOTS)
+        holes += [int(in_order_M[place]) + int(dt[place]) * part // parts for part in range(1, parts)]
+    free = np.sort(np.array(holes, np.int64))
+    for place in guess_K:
+        nearest = int(np.argmin(np.abs(free - stamps_N[place])))
+        if abs(int(free[nearest]) - int(stamps_N[place])) <= reach:
+            stamps_N[place] = free[nearest]
+            free = np.delete(free, nearest)
+        if not len(free):
+            return
+
+
+def _how(speed: float, stamps_N: Times) -> str:
+    if speed > 0.01 and len(stamps_N) >= FEW:
+        return f"run at {speed:.2f} of the log time's rate"
+    return "stand still" if 2 * len(np.unique(stamps_N)) < len(stamps_N) else UNSTEADY
 
 
 def _speed(stamps_N: Times, log_N: Times) -> float:
@@ -175,7 +219,7 @@ def _speed(stamps_N: Times, log_N: Times) -> float:
     return float((above - below) / (high - low)) if high > low else 1.0
 
 
-def _drift(log_N: Times, delay_N: Times) -> float:
+def _drift(log_N: Times, delay_N: Times, noise_ns: int) -> float:
     """Slope of the least delays over log time: median of the slopes between twenty bins, 0 if within their scatter."""
     if len(log_N) < 5 * DRIFT_BINS:
         return 0.0
@@ -193,7 +237,7 @@ def _drift(log_N: Times, delay_N: Times) -> float:
     slope = float(np.median((least[second] - least[first]) / apart))
     rest = least - slope * at
     scatter = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
-    return slope if abs(slope) * at[-1] > 5 * scatter + 20_000 else 0.0
+    return slope if abs(slope) * at[-1] > 5 * scatter + noise_ns else 0.0
 
 
 def _stray(stamps_N: Times, delay_N: Times, log_N: Times, drift: float, rules: ClockRules) -> NDArray[np.bool_]:
@@ -238,6 +282,17 @@ def _sorted(which: str, reason: str, judged: _Judged, splits: list[int]) -> Cloc
     )  # fmt: skip
 
 
+def _trusted(which: str, reason: str, judged: _Judged, log_N: Times, rules: ClockRules) -> Clock:
+    """A clock that may have been set back together with the log time: then nothing tells how far, and it is split."""
+    stamps_N = judged.stamps_N
+    assert stamps_N is not None
+    splits = resets(stamps_N, rules)
+    back = tuple(
+        Jump(which, place, int(log_N[place]), int(stamps_N[place] - stamps_N[place - 1]), False) for place in splits
+    )
+    return _sorted(which, reason, replace(judged, jumps=(*judged.jumps, *back)), splits)
+
+
 def _log(log_N: Times, why: str, rules: ClockRules) -> Clock:
     jumps = _log_jumps(log_N, rules, mended=False)
     judged = _Judged(stamps_N=log_N, jumps=jumps)
@@ -257,4 +312,5 @@ def _words(name: str, judged: _Judged) -> str:
     label = {"header": "header stamps", "publish": "publish times"}[name]
     if judged.offset_ns:
         return f"{label}, moved by {judged.offset_ns / 1e9:+.3f} s: their clock has another zero than the log time"
-    return f"{label}, {judged.delay_N.mean() / 1e6:.1f} ms before the log time on average"
+    mean = float(judged.delay_N.mean()) / 1e6
+    return f"{label}, {abs(mean):.1f} ms {'before' if mean >= 0 else 'after'} the log time on average"

@@ -43,7 +43,7 @@ class Thresholds:
     """Stamps equal to the one before, share."""
     gaps: Limit = Limit(0, None)
     """Number of intervals with `gap_periods` messages missing or more."""
-    drops: Limit = Limit(0, 0.2)
+    drops: Limit = Limit(0, None)
     """Missing messages, as a share of those there should be."""
     jitter: Limit = Limit(0.5, None)
     """95th percentile of the interval's distance from the median one, in median intervals. Of topics with a rate."""

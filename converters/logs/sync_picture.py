@@ -57,7 +57,7 @@ def _topic(draw: ImageDraw.ImageDraw, report: SyncReport, timing: TopicTiming, t
     worst = {finding.severity for finding in report.findings if finding.topic == timing.topic}
     ink = STATES[INVALID] if "error" in worst else (176, 96, 0) if worst else INK
     draw.text((16, top), _fitting(draw, _printable(timing.topic), LEFT - 32, 14), ink, font_size=14)
-    rate = f"{timing.rate_hz:.4g} Hz" if timing.regular else "events"
+    rate = f"{timing.rate_hz:.4g} Hz" if timing.regular else "uneven"
     words = f"{timing.count:,} messages, {rate}, {timing.clock} time, {timing.method or 'own rate'}"
     draw.text((16, top + 18), _fitting(draw, words, LEFT - 32, 11), FAINT, font_size=11)
     draw.rectangle((LEFT, top, LEFT + BINS - 1, top + MESSAGES_HIGH - 1), fill=PALE)

@@ -33,10 +33,9 @@ def text(report: SyncReport) -> str:
     shown = report.findings[:MOST]
     names = max((len(_short(finding.topic)) for finding in shown), default=0)
     kinds = max((len(finding.name) for finding in shown), default=0)
-    lines += [
-        f"  {finding.severity:<5}  {_short(finding.topic):<{names}}  {finding.name:<{kinds}}  {_sentence(finding, report)}"
-        for finding in shown
-    ]
+    for found in shown:
+        where = f"{_short(found.topic):<{names}}  {found.name:<{kinds}}"
+        lines.append(f"  {found.severity:<5}  {where}  {_sentence(found, report)}")
     lines += _rest(report)
     return "\n".join(lines) + "\n"
 
@@ -69,7 +68,7 @@ def _row(timing: TopicTiming) -> tuple[str, ...]:
     return (
         timing.topic,
         f"{timing.count:,}",
-        f"{timing.rate_hz:.4g} Hz" if regular else "events",
+        f"{timing.rate_hz:.4g} Hz" if regular else "uneven",
         f"{timing.jitter:.1%}" if regular else "-",
         f"{timing.gaps:,}" if regular else "-",
         f"{timing.drops:,}" if regular else "-",

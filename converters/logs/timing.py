@@ -130,6 +130,9 @@ def _intervals(clock: Clock, gap_periods: int) -> dict[str, Any]:
     if not regular:
         return known
     missing_K = missing(dt_K, period)
+    if float(np.quantile(off_K, 0.9)) > 0.5:
+        # Messages that come in bursts: one that is missing cannot be told from one that is late.
+        missing_K[missing_K < gap_periods] = 0
     # An interval with something missing says nothing of the jitter of those that came.
     there_K = off_K[missing_K == 0]
     known["jitter"] = round(float(np.quantile(there_K, 0.95)), 4) if len(there_K) else 0.0
@@ -151,11 +154,8 @@ def missing(dt_K: Times, period: int) -> NDArray[np.int64]:
     near = np.minimum(most + 2, 50)
     low, high = np.maximum(long_K - near, 0), np.minimum(long_K + 1 + near, len(dt_K))
     total = np.concatenate([[0], np.cumsum(dt_K)])
-    # Neighbouring long intervals have losses of their own, which are not to be counted here as well.
-    extra = np.concatenate([[0], np.cumsum(np.maximum(dt_K - period, 0) * (dt_K > 1.5 * period))])
     excess = total[high] - total[low] - (high - low) * period
-    others = extra[high] - extra[low] - (dt_K[long_K] - period)
-    missing_K[long_K] = np.clip(np.rint((excess - others) / period).astype(np.int64), 0, most)
+    missing_K[long_K] = np.clip(np.rint(excess / period).astype(np.int64), 0, most)
     return missing_K
 
 
