@@ -15,7 +15,7 @@ from PIL import Image
 import vrl3data
 from converters.fields import Field, Loaded, timestamps
 from converters.mapping import FieldMap, Rule, feature_name
-from converters.pictures import Frames, decode, depth_counts, resized
+from converters.pictures import MEMORY_BYTES, Frames, decode, depth_counts, resized
 from converters.values import Look, feature_of, values
 from vrl3data.errors import ConfigError, SourceError
 from vrl3data.schema import NAME, PREVIEW, Coded, Episode, Schema
@@ -141,3 +141,17 @@ def test_jpeg_files_pass_untouched(tmp_path: Path) -> None:
 def test_what_cannot_be_a_picture_is_refused(rule: Rule, field: Field, look: Look, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         feature_of(rule, {"a": field}, look)
+
+
+def test_many_files_are_joined_outside_of_memory() -> None:
+    """More than fits: the body is a view of a file that has no name any more."""
+    noise = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "JPEG", quality=100, subsampling=0)
+    file = out.getvalue()
+    count = MEMORY_BYTES // len(file) + 2
+    few, many = Frames([file] * 2, noise.shape).coded(), Frames([file] * count, noise.shape).coded()
+    assert isinstance(few.body, bytes) and isinstance(many.body, memoryview)
+    assert many.offsets is not None and many.offsets.tolist() == [number * len(file) for number in range(count + 1)]
+    assert len(many.body) == count * len(file) > MEMORY_BYTES
+    assert many.body[: len(file)] == many.body[-len(file) :] == file

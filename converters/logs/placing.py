@@ -232,7 +232,8 @@ def _check_order(key: str, clock: Clock) -> None:
     """A log time that was set back leaves messages that cannot be put in order."""
     if clock.splits and (np.diff(clock.stamps_ns) < 0).any():
         with locate(feature=key):
+            count = f"{len(clock.splits)} times" if len(clock.splits) > 1 else "once"
             raise SourceError(
-                f"the {clock.which} clock was set back {len(clock.splits)} times and cannot be carried on; "
-                "cut the log there, or try --clock publish or --clock header"
+                f"the {clock.which} time was set back {count}, so that messages of one time were made at two; the log "
+                "seems to hold several runs: split it where the time starts again"
             )
