@@ -268,6 +268,10 @@ def test_broken_logs_are_named_and_the_rest_goes_on(pick: Path, tmp_path: Path) 
         converted([torn, other], tmp_path / "a")
     receipt = run(LogConverter([torn, other, nothing], LogOptions()), tmp_path / "out", RunOptions(on_error="skip"))
     assert len(receipt.skipped) == 2 and receipt.manifest.samples == 1
+    assert any("torn.mcap" in note and "cut off" in note for note in receipt.notes)
+    torn.write_bytes(torn.read_bytes()[:300])
+    with pytest.raises(SourceError, match="no messages can be read; .*cut off"):
+        converted(torn, tmp_path / "a")
     with vrl3data.open(tmp_path / "out") as dataset:
         assert 100 < dataset[0].length < 200 and "cut off" in str(dataset[0].source_meta["problems"])
 

@@ -25,6 +25,8 @@ from vrl3data.manifest import Provenance
 SUFFIXES = (".mcap", ".bag", ".db3")
 ALIGNS, CLOCKS, ON_SYNC = ("hold", "nearest", "linear"), ("auto", "header", "publish", "log"), ("warn", "refuse")
 MANY = 6
+SMALL = 256 * 1024**2
+"""Logs below this are read through before they are converted, so that the receipt tells of their defects."""
 LEFT = "fields that became no feature"
 
 
@@ -103,7 +105,10 @@ class LogConverter(EpisodeConverter):
 
     def scan(self, source: Path, name: str) -> Scan:
         with open_log(source) as log:
-            seen = look(log)
+            files = _files(source, name)
+            seen = look(log, sum(path.stat().st_size for path in files.values()) < SMALL)
+            if not any(pace.count for pace in seen.paces.values()):
+                raise SourceError("; ".join(["no messages can be read", *log.problems]))
             known = {spec.name: spec for spec in seen.specs if spec.role != "text"}
             if not any(spec.topic not in SYSTEM for spec in known.values()):
                 raise SourceError(f"no topic holds numbers or pictures: {_few(_described(log.topics(), seen))}")
@@ -112,7 +117,6 @@ class LogConverter(EpisodeConverter):
             problems = log.problems
         self._specs.update({spec.name: spec for spec in seen.specs if spec.name not in self._specs})
         self._looks[name], self._opened[name] = seen, source
-        files = _files(source, name)
         fields = self._fields([spec for spec in self._specs.values() if spec.name in known])
         recordings = tuple(
             Recording(f"{number:04d}", 0, tuple(files), fields, (name, place)) for number, place in enumerate(cuts)

@@ -54,10 +54,10 @@ class _Seen:
     samples: list[Any] = field(default_factory=list)
 
 
-def look(log: LogFile) -> Look:
-    """Read from the front until every topic is known. SourceError if no topic holds numbers or pictures."""
+def look(log: LogFile, whole: bool = False) -> Look:
+    """Read from the front until every topic is known; all of it with `whole`, so that its defects are known as well."""
     topics = log.topics()
-    seen = _read(log, topics)
+    seen = _read(log, topics, whole)
     topics = {name: topics.get(name) or log.topics()[name] for name in seen}
     specs: list[StreamSpec] = []
     left, frames, finite = [], {}, {}
@@ -77,7 +77,7 @@ def look(log: LogFile) -> Look:
     )  # fmt: skip
 
 
-def _read(log: LogFile, topics: Mapping[str, Topic]) -> dict[str, _Seen]:
+def _read(log: LogFile, topics: Mapping[str, Topic], whole: bool) -> dict[str, _Seen]:
     seen = {name: _Seen() for name in topics}
     waiting = {name for name, topic in topics.items() if topic.count != 0}
     for number, message in enumerate(log.messages(decode=False)):
@@ -90,6 +90,8 @@ def _read(log: LogFile, topics: Mapping[str, Topic]) -> dict[str, _Seen]:
         want = max(STAMPS, samples) if number < ENOUGH else 1
         if topic is not None and len(facts.log) >= (want if topic.count < 0 else min(want, topic.count)):
             waiting.discard(message.topic)
+        if whole:
+            continue
         if not waiting or (number >= ENOUGH and not _silent(waiting, seen)):
             break
     return seen
