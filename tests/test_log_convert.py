@@ -180,6 +180,24 @@ def test_cuts(pick: Path, tmp_path: Path) -> None:
         assert starts == [1, 3] and [item.length for item in dataset] == [100, 100]
 
 
+def test_episodes_without_a_topic_are_named(tmp_path: Path) -> None:
+    late = [one for one in commands(40) if one.log_ns >= START + 2 * 10**9]
+    path = write_mcap(tmp_path / "late.mcap", ordered(joints(400), late))
+    with pytest.raises(SourceError, match="are all topics there: /cmd_vel.* has not begun; .*--on-error skip"):
+        converted(path, tmp_path / "stopped", cut="time:1", control="/joint_states")
+    options = LogOptions(cut="time:1", control="/joint_states")
+    receipt = run(LogConverter([path], options), tmp_path / "out", RunOptions(on_error="skip"))
+    assert [entry["source"] for entry in receipt.skipped] == ["late/0000", "late/0001"]
+    assert receipt.manifest.samples == 2
+    with converted(path, tmp_path / "whole", control="/joint_states") as dataset:
+        (cut,) = dataset[0].source_meta["steps_cut_off"].items()
+        assert cut == ("before /cmd_vel:linear begins", 200)
+    parts = [Item("/other", one.type, one.log_ns, one.data) for one in joints(60, start=START + 5 * 10**9)]
+    apart = write_mcap(tmp_path / "apart.mcap", [*joints(60), *parts])
+    with pytest.raises(SourceError, match="/other:position has not begun"):
+        converted(apart, tmp_path / "apart", control="/joint_states")
+
+
 def test_joints_come_by_name(tmp_path: Path) -> None:
     items = joints(100)
     items[10:20] = joints(20, ("b", "a"))[10:]
@@ -342,3 +360,29 @@ def test_real_values_are_those_of_the_messages(real_data: Path, tmp_path: Path) 
         assert (taken_N >= 0).all() and episode.length > 1000
         assert np.array_equal(episode["obs.pose.pose.position"], np.array([pose[1:] for pose in poses])[taken_N])
         assert np.abs(episode["age.obs.pose.pose.position"] * 1000 - (steps_N - times_M[taken_N])).max() <= 500
+
+
+@pytest.mark.realdata
+def test_real_values_of_mcap_are_those_of_the_messages(real_data: Path, tmp_path: Path) -> None:
+    """By the mcap library itself: the odometry (JSON) in force at each picture (protobuf)."""
+    import json
+
+    from mcap.reader import make_reader
+
+    path = real_data / "mcap" / "camera_imu_odom_protobuf_demo.mcap"
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    with path.open("rb") as file:
+        for _, channel, message in make_reader(file).iter_messages():
+            found.setdefault(channel.topic, []).append((message.log_time, message.data))
+    odom, camera = found["/odom"], found["/camera/front/image"]
+    with converted(path, tmp_path / "out") as dataset:
+        episode = dataset[0]
+        steps_N = episode.meta["start_time_ns"] + episode["timestamp"]
+        assert steps_N.tolist() == [time for time, _ in camera]
+        for step, time in enumerate(steps_N.tolist()):
+            point = json.loads([data for stamp, data in odom if stamp <= time][-1])["pose"]["position"]
+            assert episode["obs.odom.pose.position"][step].tolist() == [point["x"], point["y"], point["z"]]
+            picture = camera[step][1]
+            start = picture.index(b"\x89PNG")
+            pixels = np.asarray(Image.open(io.BytesIO(picture[start:])).convert("RGB"))
+            assert np.array_equal(episode["obs.image.camera_front"][step], pixels)

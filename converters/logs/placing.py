@@ -91,13 +91,15 @@ class Placing:
         first, last, who = self._common(needed)
         control_N = self._control_times(range_ns, first, last)
         if not len(control_N) and range_ns is not None:
-            raise SourceError(f"there are no control steps ({self.control}) in this episode")
+            raise SourceError(f"there are no control steps ({self.control}) in this episode (--on-error skip)")
         kept = (control_N >= first) & (control_N <= last)
         if not kept.any():
-            raise SourceError(
-                f"at no control step ({self.control}) are all topics there: {who[0]} begins after {who[1]} ends, or "
-                "after the control; leave one out in the mapping (--write-mapping, --mapping)"
-            )
+            early = f"{who[0]} has not begun" if len(control_N) and control_N[-1] < first else ""
+            late = f"{who[1]} has ended" if len(control_N) and control_N[0] > last else ""
+            why = early or late or f"{who[0]} begins after {who[1]} has ended"
+            fix = "leave it out in the mapping (--write-mapping, --mapping)"
+            fix += ", or pass over such episodes (--on-error skip)" if range_ns is not None else ""
+            raise SourceError(f"at no control step ({self.control}) are all topics there: {why}; {fix}")
         cut = {}
         if before := int((control_N < first).sum()):
             cut[f"before {who[0]} begins"] = before
