@@ -386,3 +386,28 @@ def test_real_values_of_mcap_are_those_of_the_messages(real_data: Path, tmp_path
             start = picture.index(b"\x89PNG")
             pixels = np.asarray(Image.open(io.BytesIO(picture[start:])).convert("RGB"))
             assert np.array_equal(episode["obs.image.camera_front"][step], pixels)
+
+
+def test_messages_out_of_order_are_put_in_order(tmp_path: Path) -> None:
+    def swapped(items: list[Item]) -> list[Item]:
+        return [one for pair in zip(items[1::2], items[::2], strict=True) for one in pair]
+
+    path = write_mcap(tmp_path / "mixed.mcap", [*swapped(pictures(60, raw=True)), *swapped(joints(200))])
+    with converted(path, tmp_path / "out", align="linear") as dataset:
+        episode = dataset[0]
+        shown = episode["obs.image.camera_front"][:, 0, 0, 0].astype(int)
+        assert (np.diff(shown) == 1).all() and len(shown) == 60
+        assert np.abs(episode["obs.proprio"][:, 0] - frame_times(episode)).max() < 1e-6
+        found = [one["name"] for one in episode.source_meta["sync"]["findings"]]
+        assert found.count("reordered") == 2
+
+
+def test_the_receipt_tells_of_damage_further_on(tmp_path: Path) -> None:
+    path = write_mcap(tmp_path / "dented.mcap", joints(600))
+    data = bytearray(path.read_bytes())
+    middle = len(data) * 6 // 10
+    data[middle : middle + 60] = bytes(60)
+    path.write_bytes(data)
+    receipt = run(LogConverter([path], LogOptions()), tmp_path / "out", RunOptions(on_error="skip"))
+    assert any(note.startswith("dented.mcap: ") and "chunk" in note for note in receipt.notes), receipt.notes
+    assert 400 < receipt.manifest.steps < 600
