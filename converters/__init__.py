@@ -14,6 +14,7 @@ KINDS = {
     "imagenet": "converters.images.imagenet:ImagenetConverter",
     "image-table": "converters.images.table:TableConverter",
     "webdataset": "converters.images.webdataset:WebdatasetConverter",
+    "log": "converters.logs.converter:LogConverter",
     "hdf5": "converters.generic_hdf5:Hdf5Converter",
 }
 """name -> the converter's class. Its docstring's first line says what it reads.

@@ -163,7 +163,8 @@ class EpisodeConverter(ABC):
         return Episode(
             name=unit.name,
             values=values(self._mapping, loaded, self._features, self.look),
-            length=recording.length,
+            length=recording.length if loaded.length < 0 else loaded.length,
+            streams=loaded.streams,
             source=recording.files[0],
             source_sha256=str(sha256),
             split=loaded.split or self.options.split,

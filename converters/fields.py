@@ -84,6 +84,10 @@ class Loaded:
     """The source's own split; empty if it has none."""
     subsets: tuple[str, ...] = ()
     source_meta: dict[str, Any] = field(default_factory=dict)
+    length: int = -1
+    """T, where it was not known before the data was read."""
+    streams: dict[str, int] = field(default_factory=dict)
+    """Rows of each clock of the fields that keep a rate of their own."""
 
 
 def timestamps(count: int, rate: float | Fraction) -> Array:

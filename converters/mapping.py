@@ -12,7 +12,7 @@ from typing import Any
 from converters.fields import Field
 from vrl3data import config
 from vrl3data.errors import ConfigError, did_you_mean, locate
-from vrl3data.schema import DTYPES, ROWS
+from vrl3data.schema import DTYPES, ROWS, STREAM
 
 LAYOUTS = ("hwc", "chw")
 COLORS = ("rgb", "bgr", "gray")
@@ -46,8 +46,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         for key, known in (("rows", ROWS), ("dtype", DTYPES), ("layout", LAYOUTS), ("color", COLORS)):
-            if getattr(self, key) and getattr(self, key) not in known:
-                wrong = getattr(self, key)
+            wrong = getattr(self, key)
+            if wrong and wrong not in known and not (key == "rows" and STREAM.fullmatch(wrong)):
                 raise ConfigError(f"feature {self.name}: {key} {wrong!r}{did_you_mean(wrong, known)}")
         if not self.source:
             raise ConfigError(f"feature {self.name}: expected a source, the name of a field")

@@ -6,14 +6,23 @@ Letters: N rows, H height, W width, C channels.
 from __future__ import annotations
 
 import io
+<<<<<<< HEAD
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
+=======
+import mmap
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+>>>>>>> 956f2faa4eb2800b96777333493c74f076d88c43
 
 import numpy as np
 from PIL import Image
 
+from vrl3data import storage
 from vrl3data.errors import ConfigError, SourceError, locate
 from vrl3data.schema import Array, Coded
 
@@ -21,6 +30,8 @@ FITS = ("crop", "pad", "squash")
 FORMATS = ("JPEG", "PNG")
 BLOCK_FRAMES = 16
 MAX_DEPTH = 65535
+MEMORY_BYTES = 64 * 1024**2
+"""Of files that are joined in memory; more go through a file."""
 
 
 class LazyFiles(Sequence[bytes]):
@@ -50,14 +61,24 @@ class Frames:
     shape: tuple[int, ...]
 
     def coded(self) -> Coded:
-        """The files as they are, for a feature with codec `jpeg`; each is checked to be whole."""
-        for number, file in enumerate(self.files):
-            with locate(step=number):
-                if not file.startswith(b"\xff\xd8"):
-                    raise SourceError(f"expected a JPEG file, found one that begins with {file[:8]!r}")
-                decode(file, self.shape)
-        ends = np.cumsum([0, *map(len, self.files)]).astype(np.uint64)
-        return Coded(b"".join(self.files), ends)
+        """The files as they are, for a feature with codec `jpeg`; each is checked to be whole.
+
+        Many are a view of an unlinked file, so that they need not fit in memory.
+        """
+        ends = [0]
+        with tempfile.SpooledTemporaryFile(MEMORY_BYTES, prefix="vrl3data-frames-") as joined:
+            for number, file in enumerate(self.files):
+                with locate(step=number):
+                    if not file.startswith(b"\xff\xd8"):
+                        raise SourceError(f"expected a JPEG file, found one that begins with {file[:8]!r}")
+                    decode(file, self.shape)
+                ends.append(ends[-1] + len(file))
+                with storage.writing(Path(tempfile.gettempdir()), "set TMPDIR to a folder with more room"):
+                    joined.write(file)
+            joined.seek(0)
+            large = ends[-1] > MEMORY_BYTES  # then it has gone to the disk; the view outlives its name
+            body = memoryview(mmap.mmap(joined.fileno(), 0, access=mmap.ACCESS_READ)) if large else joined.read()
+        return Coded(body, np.array(ends, np.uint64))
 
     def rows(self) -> Iterator[Array]:
         """Decoded blocks. SourceError names the step whose file is broken or of another size."""

@@ -23,7 +23,7 @@ PATTERNS = (
     "robomimic/*/*.hdf5", "lerobot/**/meta/info.json", "lerobot/**/meta_data", "rlds/*/*", "hdf5_generic/*", "csv/*",
     "mcap/*", "rosbag1/*", "ros2_db3/*",
 )  # fmt: skip
-FEW = {"adroit": 1, "imagenet": 100, "lerobot": 2, "hdf5": 20}
+FEW = {"adroit": 1, "imagenet": 50, "lerobot": 1, "hdf5": 10, "robomimic": 5, "rlds": 5}
 """Of these kinds so many samples are converted, the first ones; the rest is counted."""
 OPTIONS: dict[str, dict[str, Any]] = {"adroit": {"image_size": 16, "render": "fast"}, "imagenet": {"image_size": 32}}
 HEAD = """# What becomes of real files

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import make_images
 import make_lerobot
+import make_logs
 import make_minari
 import make_rlds
 import make_robomimic
@@ -28,6 +29,24 @@ def write_arrays(path: Path) -> Path:
     return path
 
 
+def _camera(number: int) -> make_logs.Item:
+    time_ns = make_logs.START + number * make_logs.RATE_NS
+    pixels = np.random.default_rng(number).integers(0, 255, 16 * 16 * 3, np.uint8)
+    values = {"header": make_logs.stamp(time_ns), "height": 16, "width": 16, "encoding": "rgb8", "step": 48,
+              "data": pixels}  # fmt: skip
+    kind = "sensor_msgs/msg/Image"
+    return make_logs.Item("/camera/image_raw", kind, time_ns, make_logs.encode(2, kind, values))
+
+
+def write_logs(folder: Path) -> Path:
+    """Two MCAP files with a camera and joints."""
+    folder.mkdir()
+    for name in ("one", "two"):
+        items = [item for number in range(12) for item in (make_logs.joints(2, number), _camera(number))]
+        make_logs.write_mcap(folder / f"{name}.mcap", items)
+    return folder
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "adroit": lambda folder: make_demonstrations(folder / "d.pickle"),
     "robomimic": lambda folder: make_robomimic.write(folder / "demo.hdf5"),
@@ -37,6 +56,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "zarr": lambda folder: test_zarr.make_buffer(folder / "replay.zarr"),
     "aloha": lambda folder: test_aloha.make_folder(folder / "towel"),
     "rlds": lambda folder: make_rlds.write_set(folder),
+    "log": lambda folder: write_logs(folder / "runs"),
     "imagenet": lambda folder: make_pictures(folder / "pictures"),
     "image-table": lambda folder: make_images.write_tables(folder / "tables"),
     "webdataset": lambda folder: make_images.write_webdataset(folder / "tars"),

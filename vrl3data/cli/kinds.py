@@ -153,6 +153,31 @@ def rlds(ctx: click.Context, /, **_: Any) -> int:
     return run_kind(ctx, "rlds")
 
 
+@convert.command("log")
+@shared_options
+@episode_options
+@click.option("--control", metavar="TOPIC|HZ", show_default="slowest camera, else slowest regular topic",
+              help="What makes the steps: the messages of a topic, or a rate such as 20.")  # fmt: skip
+@click.option("--align", type=click.Choice(["hold", "nearest", "linear"]), show_default="hold",
+              help="How other streams get onto the steps. linear: numbers are interpolated, rotations by slerp; "
+              "actions, pictures and events are held.")  # fmt: skip
+@click.option("--tolerance", type=float, help="Seconds that a message may be away from its step.", show_default="any")
+@click.option("--cut", metavar="time:S|gap:S|topic:/NAME", show_default="a log is an episode",
+              help="Where episodes end: after so many seconds, at silence, or while a topic says true.")  # fmt: skip
+@click.option("--clock", type=click.Choice(["auto", "header", "publish", "log"]), show_default="auto",
+              help="Which stamps place the messages; auto: the header's where they can be trusted.")  # fmt: skip
+@click.option("--own-rate/--one-rate", help="Every topic but the control keeps its rate.", show_default="one-rate")
+@click.option("--on-sync", type=click.Choice(["warn", "refuse"]), show_default="warn",
+              help="refuse: an episode whose sync report has errors is not converted.")  # fmt: skip
+@click.pass_context
+def robot_log(ctx: click.Context, /, **_: Any) -> int:
+    """MCAP files, ROS 1 bags and ROS 2 recordings; no ROS is needed. Look first: vrl3data inspect-log FILE.
+
+    Example: vrl3data convert log pick_place.mcap out/pick --control 20
+    """
+    return run_kind(ctx, "log")
+
+
 @convert.command()
 @shared_options
 @picture_options
