@@ -6,18 +6,13 @@ Letters: N rows, H height, W width, C channels.
 from __future__ import annotations
 
 import io
-<<<<<<< HEAD
+import mmap
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
-=======
-import mmap
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
->>>>>>> 956f2faa4eb2800b96777333493c74f076d88c43
+from typing import overload
 
 import numpy as np
 from PIL import Image

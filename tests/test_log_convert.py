@@ -247,9 +247,11 @@ def test_a_mapping_is_written_edited_and_used(pick: Path, tmp_path: Path) -> Non
     result = run_cli("convert", "log", pick, "--write-mapping", tmp_path / "map.toml")
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "map.toml").read_text()
-    with converted(pick, tmp_path / "same", mapping=str(tmp_path / "map.toml")) as same:
-        with converted(pick, tmp_path / "guessed") as guessed:
-            assert same.schema == guessed.schema
+    with (
+        converted(pick, tmp_path / "same", mapping=str(tmp_path / "map.toml")) as same,
+        converted(pick, tmp_path / "guessed") as guessed,
+    ):
+        assert same.schema == guessed.schema
     (tmp_path / "map.toml").write_text(text.replace('"action"', '"action.base"'))
     with converted(pick, tmp_path / "out", mapping=str(tmp_path / "map.toml"), control="/joint_states") as dataset:
         assert "action.base" in dataset.schema and dataset[0].length > 350
@@ -257,7 +259,8 @@ def test_a_mapping_is_written_edited_and_used(pick: Path, tmp_path: Path) -> Non
         converted(pick, tmp_path / "x", control="/joints")
 
 
-def test_workers_make_the_same_bytes(pick: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pick")
+def test_workers_make_the_same_bytes(tmp_path: Path) -> None:
     other = write_bag(tmp_path / "other.bag", [
         item("/joint_states", "sensor_msgs/msg/JointState", START + number * JOINT_NS,
              {"header": {"stamp": {"sec": 5, "nanosec": number}}, "name": ["b", "a"], "position": [1.0, number]}, ros=1)
@@ -269,7 +272,8 @@ def test_workers_make_the_same_bytes(pick: Path, tmp_path: Path) -> None:
     assert shard_bytes(tmp_path / "out1") == shard_bytes(tmp_path / "out2")
 
 
-def test_broken_logs_are_named_and_the_rest_goes_on(pick: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pick")
+def test_broken_logs_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     torn = tmp_path / "torn.mcap"
     write_mcap(torn, joints(200), Mcap(summary=False))
     torn.write_bytes(torn.read_bytes()[:-4000])

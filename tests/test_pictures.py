@@ -14,13 +14,8 @@ from PIL import Image
 
 import vrl3data
 from converters.fields import Field, Loaded, timestamps
-<<<<<<< HEAD
 from converters.mapping import FieldMap, Rule, distinct, feature_name, read_map
-from converters.pictures import Frames, decode, depth_counts, resized
-=======
-from converters.mapping import FieldMap, Rule, feature_name
 from converters.pictures import MEMORY_BYTES, Frames, decode, depth_counts, resized
->>>>>>> 956f2faa4eb2800b96777333493c74f076d88c43
 from converters.values import Look, feature_of, values
 from vrl3data.errors import ConfigError, SourceError
 from vrl3data.schema import NAME, PREVIEW, Coded, Episode, Schema
@@ -148,7 +143,6 @@ def test_what_cannot_be_a_picture_is_refused(rule: Rule, field: Field, look: Loo
         feature_of(rule, {"a": field}, look)
 
 
-<<<<<<< HEAD
 def test_any_mapping_is_read_as_it_was_written(tmp_path: Path) -> None:
     odd = ("two\nlines", "\U0001f600", "del\x7f", 'quote" and \\', "tab\t")
     vectors = Rule("obs.state", ("a", "two\nlines"), bounds=((0.0, -1e22), (2.5, 3.0)), names=("\x7f", "\U0001f600"))
@@ -194,7 +188,8 @@ def test_numbers_must_fit_the_dtype_that_is_asked_for(rows: np.ndarray, dtype: s
 def test_sixteen_bits_are_not_cut_to_eight(shape: tuple[int, ...]) -> None:
     with pytest.raises(SourceError, match="expected a picture of 8 bits, found one of 16"):
         decode(png(np.full((6, 8), 40_000, np.uint16)), shape)
-=======
+
+
 def test_many_files_are_joined_outside_of_memory() -> None:
     """More than fits: the body is a view of a file that has no name any more."""
     noise = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
@@ -207,4 +202,3 @@ def test_many_files_are_joined_outside_of_memory() -> None:
     assert many.offsets is not None and many.offsets.tolist() == [number * len(file) for number in range(count + 1)]
     assert len(many.body) == count * len(file) > MEMORY_BYTES
     assert many.body[: len(file)] == many.body[-len(file) :] == file
->>>>>>> 956f2faa4eb2800b96777333493c74f076d88c43
