@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from converters.base import Plan, check_exists
-from converters.episodes import EpisodeConverter, EpisodeOptions, relative_names
+from converters.base import Plan, check_exists, relative_names
+from converters.episodes import EpisodeConverter, EpisodeOptions
 from converters.fields import TIMESTAMP, Field, Loaded, Recording, Scan
 from converters.logs import episode
 from converters.logs.gather import Gathered, gather, track_key
