@@ -109,7 +109,8 @@ def test_a_set_says_which_files_were_rotated(tmp_path: Path) -> None:
     (folder / "a.JPEG").write_bytes(turned)
     (folder / "b.JPEG").write_bytes(jpeg(90, 51))
     for fit, size in (("crop", (24, 24)), ("shorter", (42, 24)), ("none", (51, 90))):
-        vrl3data.convert("imagenet", tmp_path / "pictures", tmp_path / fit, {"fit": fit, "image_size": 24})
+        options = {"fit": fit} if fit == "none" else {"fit": fit, "image_size": 24}
+        vrl3data.convert("imagenet", tmp_path / "pictures", tmp_path / fit, options)
         with vrl3data.open(tmp_path / fit) as dataset:
             assert [item.source_meta for item in dataset] == [{"exif_orientation": 6}, {}]
             assert (dataset[0].meta["height"], dataset[0].meta["width"]) == size

@@ -141,10 +141,10 @@ class PictureConverter:
         self.fit = Fit(self.fit.name, self.fit.size, "pillow" if self.fit.name == "none" else decoder)
         batch = min(BATCH, max(1, BATCH_BYTES * len(found.listing) // max(total, 1)))
         notes = found.notes
-        picture = self._spec(found).schema["image"]
-        notes += () if picture.lossless or picture.codec == "jpeg" else (loss_note(picture),)
         if len(found.classes) == 1:
             notes += (f"there is one class only, {found.classes[0]!r}: SOURCE is what holds all classes",)
+        picture = self._spec(found).schema["image"]
+        notes += () if picture.lossless or picture.codec == "jpeg" else (loss_note(picture),)
         return Plan(
             self._spec(found), Units(found), len(found.listing), batch, notes, found.find, _shortened(found.problems)
         )
