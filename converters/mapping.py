@@ -18,6 +18,16 @@ LAYOUTS = ("hwc", "chw")
 COLORS = ("rgb", "bgr", "gray")
 
 
+KEYS = (
+    "# A field that becomes no feature stands in `dropped`. A feature may also have:",
+    "#   columns = [0, 2]: only these entries; names, unit, description; bounds = [low, high]; dtype",
+    "#   rows: step, state, episode or stream:<clock>; representation: abs_joint, delta_ee, ...; quaternion: wxyz, xyzw",
+    "#   color: rgb, bgr (turned into rgb) or gray; layout: hwc or chw (channels first); scale_m: metres per count of depth",
+    "#   flip: vertical or horizontal says how the stored pictures stand; it does not turn them",
+)
+"""What is said at the top of a mapping."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """One feature and where it comes from. What is empty is as in the source, or not known."""
@@ -121,8 +131,7 @@ class FieldMap:
         """To be edited and given back with `--mapping`; a comment says what each field is."""
         parts = [
             "# What becomes of the fields of this source. Edit it and give it back with --mapping.",
-            "# A feature may also have: columns, dtype, names, unit, bounds, description, color, flip, layout,",
-            "# scale_m, quaternion, representation. A field that becomes no feature stands in `dropped`.",
+            *KEYS,
             f"kind = {json.dumps(self.kind)}",
             f"dropped = {_toml(self.dropped)}",
         ]
