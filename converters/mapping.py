@@ -21,8 +21,10 @@ COLORS = ("rgb", "bgr", "gray")
 KEYS = (
     "# A field that becomes no feature stands in `dropped`. A feature may also have:",
     "#   columns = [0, 2]: only these entries; names, unit, description; bounds = [low, high]; dtype",
-    "#   rows: step, state, episode or stream:<clock>; representation: abs_joint, delta_ee, ...; quaternion: wxyz, xyzw",
-    "#   color: rgb, bgr (turned into rgb) or gray; layout: hwc or chw (channels first); scale_m: metres per count of depth",
+    "#   rows: step, state, episode or stream:<clock>; quaternion: wxyz or xyzw",
+    "#   representation: abs_joint, delta_joint, abs_ee, delta_ee, velocity, torque, ...",
+    "#   color: rgb, bgr (turned into rgb) or gray; layout: hwc or chw (channels first)",
+    "#   scale_m: metres per stored count of depth",
     "#   flip: vertical or horizontal says how the stored pictures stand; it does not turn them",
 )
 """What is said at the top of a mapping."""
