@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_demonstrations, make_pictures, run_cli
+from conftest import ROOT, make_pictures, run_cli
 from make_images import write_tables, write_webdataset
 from make_minari import make_hdf5
 from test_aloha import make_episode
@@ -162,7 +162,6 @@ def test_a_failing_converter_on_the_command_line(tmp_path: Path) -> None:
 
 
 SMALL: dict[str, tuple[Callable[[Path], Path], int]] = {
-    "adroit": (lambda path: make_demonstrations(path / "door.pickle", count=2, length=2), 2),
     "minari": (lambda path: make_hdf5(path / "toy"), 2),
     "d4rl": (lambda path: make_file(path / "toy.hdf5", next_="real"), 2),
     "zarr": (lambda path: make_buffer(path / "toy.zarr"), 2),
