@@ -7,10 +7,6 @@ from pathlib import Path
 
 HEAD_BYTES = 4096
 MAGICS = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"\x89MCAP0\r\n", "an MCAP log"),
-    (b"#ROSBAG V", "a ROS 1 bag"),
-    (b"SQLite format 3\x00", "an SQLite file, perhaps a ROS 2 bag"),
     (b"PK\x03\x04", "a zip archive (or a file of torch or NumPy)"),
     (b"\x1f\x8b", "a gzip file: unpack it first"),
     (b"(\xb5/\xfd", "a zstd file: unpack it first"),

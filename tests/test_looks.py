@@ -18,9 +18,6 @@ from vrl3data.errors import ConfigError, SourceError
     ("data", "match"),
     [
         (b"", "it is an empty file"),
-        (b"\x89MCAP0\r\n" + bytes(20), "it is an MCAP log"),
-        (b"#ROSBAG V2.0\n", "it is a ROS 1 bag"),
-        (b"SQLite format 3\x00" + bytes(20), "perhaps a ROS 2 bag"),
         (b"PK\x03\x04" + bytes(20), "it is a zip archive"),
         (pickle.dumps({"a": 1}), "a pickle, but not of DAPG demonstrations, .* could run code"),
         (b"<!doctype html><html>", "an HTML page: the download went wrong"),
