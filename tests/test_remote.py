@@ -485,12 +485,15 @@ def test_an_index_that_is_none_is_refused(own: Served, tmp_path: Path, how: str)
 def test_ctrl_c_ends_a_wait(web: Served) -> None:
     code = (
         f"import vrl3data\nfound = vrl3data.open('{web.url}/small')\nprint('open', flush=True)\n"
-        "try:\n    found[0]['action']\nexcept KeyboardInterrupt:\n    print('interrupted')"
+        "input()\ntry:\n    found[0]['action']\nexcept KeyboardInterrupt:\n    print('interrupted')"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "open\n"
         web.delay = 20.0
+        process.stdin.write("\n")
+        process.stdin.flush()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
