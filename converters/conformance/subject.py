@@ -45,7 +45,7 @@ def load(place: str) -> Any:
         found = import_module(module)
     except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f" in {Path(last.filename).name}, line {last.lineno}" if error.__traceback__ else ""
+        where = "" if last.filename.startswith("<") else f" in {Path(last.filename).name}, line {last.lineno}"
         raise ConfigError(f"cannot load {module!r}: {type(error).__name__}: {error}{where}") from error
     if not hasattr(found, name):
         public = [word for word in vars(found) if not word.startswith("_")]

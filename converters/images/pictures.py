@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ class Handles:
         return {"open_files": {}}
 
 
-class PictureConverter:
+class PictureConverter(ABC):
     """A kind is a subclass that finds pictures (`find`) and fetches the bytes of one (`fetch`)."""
 
     Options = PictureOptions
@@ -120,13 +121,13 @@ class PictureConverter:
                 f"fit {name!r} does not go with codec {self.codec!r}: none copies JPEG files, the others encode"
             )
 
+    @abstractmethod
     def find(self) -> Found:
         """Every picture, none of them read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetch(self, place: Place) -> tuple[bytes, Mapping[str, Any]]:
         """The bytes of a picture file and what else the source says of it. SourceError."""
-        raise NotImplementedError
 
     def source_of(self, place: Place) -> str:
         """What a sample states as its source."""
